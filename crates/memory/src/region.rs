@@ -1,0 +1,260 @@
+//! One range of memory shared with an engine.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, OFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::{MapError, Meter, OutOfBounds};
+
+/// The longest region, 16 TiB: more than any host has, less than an address space, so that sums cannot overflow.
+pub const REGION_BYTES_MAX: u64 = 1 << 44;
+
+/// `HUGETLBFS_MAGIC` of `linux/magic.h`.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+
+/// A memfd mapped for reading and writing; unmapped on the last drop of its [`Arc`].
+///
+/// Every access is checked against the bounds. The bytes may change at any moment, because an engine writes them from
+/// another process: nothing here may be believed before a checksum and a lease vouch for it.
+pub struct Region {
+    /// The first byte; mapped for `length` bytes until the drop.
+    base: NonNull<u8>,
+    /// At least 1, at most [`REGION_BYTES_MAX`].
+    length: usize,
+    /// Told of the mapping and, on drop, of its end.
+    meter: Meter,
+}
+
+/// A range of a region by address, laid out like the system's `iovec`, for `readv` and `writev`.
+///
+/// Valid while the region lives: whoever keeps one keeps the [`Arc<Region>`](Region) beside it. To make a Rust
+/// reference of it, even briefly, is to promise that no engine writes there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct RawSlice {
+    pointer: *mut u8,
+    length: usize,
+}
+
+impl Region {
+    /// Maps the first `bytes` bytes of a memfd. The fd is closed; the mapping keeps the memory.
+    ///
+    /// # Errors
+    ///
+    /// For anything that is not a writable memfd of at least that size, sealed against a change of its length: a file
+    /// that shrinks under a mapping kills the process that touches it.
+    #[expect(clippy::needless_pass_by_value, reason = "the mapping replaces the fd, so the fd is closed here")]
+    pub fn map(fd: OwnedFd, bytes: u64, meter: &Meter) -> Result<Arc<Self>, MapError> {
+        if bytes == 0 {
+            return Err(MapError::Empty);
+        }
+        if bytes > REGION_BYTES_MAX {
+            return Err(MapError::TooLarge { bytes });
+        }
+        let length = usize::try_from(bytes).map_err(|_| MapError::TooLarge { bytes })?;
+        check_file(&fd, bytes)?;
+
+        // SAFETY: a new mapping at an address of the kernel's choice overlays nothing of ours.
+        let mapped = unsafe {
+            rustix::mm::mmap(ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
+        };
+        let base = mapped
+            .ok()
+            .and_then(|pointer| NonNull::new(pointer.cast::<u8>()))
+            .ok_or_else(|| MapError::Io { step: "map the memfd", errno: mapped.err().unwrap_or(Errno::INVAL) })?;
+        meter.add(bytes);
+        let region = Self { base, length, meter: meter.clone() };
+
+        // KV cache is made of prompts: it has no place in a core dump.
+        // SAFETY: the range is the mapping just made, and the advice changes no byte of it.
+        unsafe { rustix::mm::madvise(base.as_ptr().cast(), length, Advice::LinuxDontDump) }
+            .map_err(|errno| MapError::Io { step: "keep the memfd out of core dumps", errno })?;
+        Ok(Arc::new(region))
+    }
+
+    /// Bytes mapped.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a region is never empty")]
+    pub const fn len(&self) -> u64 {
+        self.length as u64
+    }
+
+    /// Copies `length` bytes of `source`, which may be this very region, even overlapping.
+    ///
+    /// # Errors
+    ///
+    /// If either range is not inside its region; nothing is copied then.
+    pub fn copy_from(&self, offset: u64, source: &Self, source_offset: u64, length: u64) -> Result<(), OutOfBounds> {
+        let target = self.io_slice(offset, length)?;
+        let source = source.io_slice(source_offset, length)?;
+        // SAFETY: both ranges are inside live mappings that `self` and `source` keep for the length of this call, and
+        // `copy` allows them to overlap. Another process or thread may write either meanwhile; bytes have no invalid
+        // values, so the worst outcome is a mixture of old and new, which the checksum of the transfer must catch.
+        unsafe { ptr::copy(source.pointer, target.pointer, target.length) };
+        Ok(())
+    }
+
+    /// Copies `bytes` into the region.
+    ///
+    /// # Errors
+    ///
+    /// If they do not fit at `offset`; nothing is written then.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), OutOfBounds> {
+        let target = self.io_slice(offset, bytes.len() as u64)?;
+        // SAFETY: the target is inside the live mapping. `bytes` cannot overlap it: no reference to mapped bytes ever
+        // leaves this room. A racing write mixes bytes, see `copy_from`.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), target.pointer, target.length) };
+        Ok(())
+    }
+
+    /// Copies bytes out of the region.
+    ///
+    /// # Errors
+    ///
+    /// If `into` is longer than what lies behind `offset`; `into` is unchanged then.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        let source = self.io_slice(offset, into.len() as u64)?;
+        // SAFETY: the source is inside the live mapping, and `into`, being a unique reference, cannot overlap it. A
+        // racing write mixes bytes, see `copy_from`.
+        unsafe { ptr::copy_nonoverlapping(source.pointer, into.as_mut_ptr(), source.length) };
+        Ok(())
+    }
+
+    /// CRC-32C of a range, going on from `seed` (0 to begin, the last result to continue).
+    ///
+    /// # Errors
+    ///
+    /// If the range is not inside the region.
+    pub fn crc32c(&self, seed: u32, offset: u64, length: u64) -> Result<u32, OutOfBounds> {
+        let range = self.io_slice(offset, length)?;
+        Ok(sum(seed, range))
+    }
+
+    /// A range by address, for `iovec`s. Valid while this region lives.
+    ///
+    /// # Errors
+    ///
+    /// If the range is not inside the region.
+    pub fn io_slice(&self, offset: u64, length: u64) -> Result<RawSlice, OutOfBounds> {
+        let outside = OutOfBounds { offset, length, region_bytes: self.len() };
+        if offset.checked_add(length).is_none_or(|end| end > self.len()) {
+            return Err(outside);
+        }
+        let start = usize::try_from(offset).map_err(|_| outside)?;
+        let length = usize::try_from(length).map_err(|_| outside)?;
+        // SAFETY: `start` is at most `self.length`, so the pointer stays inside the mapping or one past its end.
+        let pointer = unsafe { self.base.add(start) }.as_ptr();
+        Ok(RawSlice { pointer, length })
+    }
+}
+
+// SAFETY: the mapping belongs to the process and not to a thread, and is unmapped once, by the drop of the last owner.
+unsafe impl Send for Region {}
+
+// SAFETY: no method hands out a reference to the bytes; concurrent copies race only as they already do with the
+// engine's own writes, and bytes have no invalid values.
+unsafe impl Sync for Region {}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: base and length are those of the mapping made by `map`; this is the last owner, and raw slices are
+        // documented to end with the region.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.length) };
+        // A mapping of ours at its own address and length cannot fail to unmap; if it does, the meter keeps showing it.
+        if unmapped.is_ok() {
+            self.meter.subtract(self.len());
+        }
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No address: it would help whoever reads the log of an attacked daemon.
+        f.debug_struct("Region").field("bytes", &self.length).finish_non_exhaustive()
+    }
+}
+
+impl RawSlice {
+    /// The first byte.
+    #[must_use]
+    pub const fn as_mut_ptr(self) -> *mut u8 {
+        self.pointer
+    }
+
+    /// Bytes behind it.
+    #[must_use]
+    pub const fn len(self) -> usize {
+        self.length
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.length == 0
+    }
+}
+
+// SAFETY: it is an address and a number; to follow the address is unsafe in itself, wherever it happens.
+unsafe impl Send for RawSlice {}
+
+// SAFETY: as for Send; it has no interior to share.
+unsafe impl Sync for RawSlice {}
+
+/// Refuses what could bring a SIGBUS or could not be written.
+fn check_file(fd: &OwnedFd, bytes: u64) -> Result<(), MapError> {
+    let step = |step: &'static str| move |errno: Errno| MapError::Io { step, errno };
+    let stat = rustix::fs::fstat(fd).map_err(step("examine the file"))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(MapError::NotMemfd);
+    }
+    // Only files in memory have seals; any other answers EINVAL.
+    let seals = match rustix::fs::fcntl_get_seals(fd) {
+        Ok(seals) => seals,
+        Err(Errno::INVAL) => return Err(MapError::NotMemfd),
+        Err(errno) => return Err(MapError::Io { step: "read the file's seals", errno }),
+    };
+    if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
+        return Err(MapError::Unsealed);
+    }
+    // From here on the length is final, so looking at it again is not a race.
+    let stat = rustix::fs::fstat(fd).map_err(step("examine the file"))?;
+    let file_bytes = u64::try_from(stat.st_size).unwrap_or(0);
+    if file_bytes < bytes {
+        return Err(MapError::TooShort { bytes, file_bytes });
+    }
+    let flags = rustix::fs::fcntl_getfl(fd).map_err(step("read the file's flags"))?;
+    let writable = flags & OFlags::RWMODE == OFlags::RDWR;
+    if !writable || seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE) {
+        return Err(MapError::NotWritable);
+    }
+    let system = rustix::fs::fstatfs(fd).map_err(step("examine the file system"))?;
+    if u64::try_from(system.f_type).is_ok_and(|kind| kind == HUGETLBFS_MAGIC) {
+        return Err(MapError::HugePages);
+    }
+    Ok(())
+}
+
+/// The checksum itself, over a copy on the stack.
+///
+/// Why a copy: the crc crate takes a slice, and a `&[u8]` over bytes that an engine writes would be a false promise to
+/// the compiler. A racing write here yields a checksum of a mixture, which is a mismatch and so a miss.
+fn sum(seed: u32, range: RawSlice) -> u32 {
+    // Stays in the first-level cache; larger gains nothing.
+    let mut window = [0u8; 4096];
+    let mut crc = seed;
+    let mut done = 0;
+    while done < range.length {
+        let length = (range.length - done).min(window.len());
+        // SAFETY: the caller's range is inside a live mapping, `done + length` never exceeds it, and `window` is ours
+        // alone. A racing write mixes bytes, see above.
+        unsafe { ptr::copy_nonoverlapping(range.pointer.add(done), window.as_mut_ptr(), length) };
+        crc = crc32c::crc32c_append(crc, &window[..length]);
+        done += length;
+    }
+    crc
+}
