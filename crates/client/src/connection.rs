@@ -1,0 +1,228 @@
+//! The thread that keeps one connection to the daemon, and makes it again when it is lost.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kvferry_proto::v1::{self, from_daemon, to_daemon};
+
+use crate::client::ClientConfig;
+use crate::event::Event;
+use crate::frame;
+use crate::request::{AttachSpec, Role};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// After a refusal: the reason is unlikely to go away sooner.
+const BACKOFF_REFUSED: Duration = Duration::from_secs(1);
+/// How long a daemon may take to answer a greeting or an attach.
+const GREETING_MAX: Duration = Duration::from_secs(5);
+
+/// What callers and the thread share.
+pub(crate) struct Shared {
+    pub(crate) config: ClientConfig,
+    state: Mutex<State>,
+    /// Wakes the thread out of its back-off, and whoever waits for a connection.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// Open for business: greeted and, for a worker, attached.
+    pub(crate) stream: Option<Arc<UnixStream>>,
+    pub(crate) daemon_epoch: Option<u64>,
+    pub(crate) attach: Option<AttachSpec>,
+    pub(crate) events: VecDeque<Event>,
+    /// Calls that wait for their reply. A caller that gave up has taken its entry away.
+    pub(crate) calls: HashMap<u64, SyncSender<from_daemon::Body>>,
+    /// Redeems that wait for their outcome, with the request's name.
+    pub(crate) redeems: HashMap<u64, String>,
+    pub(crate) stopped: bool,
+    /// Raised by `attach`, so that a connection made before it is made again.
+    pub(crate) attach_again: bool,
+    /// A connection that is being made, so that stopping can end it.
+    greeting: Option<Arc<UnixStream>>,
+}
+
+impl Shared {
+    pub(crate) fn new(config: ClientConfig) -> Self {
+        Self { config, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// The state. A caller that panicked left it whole: every change is a single assignment or insertion.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// Waits until `ready` holds or `timeout` has passed.
+    pub(crate) fn wait(&self, timeout: Duration, ready: impl Fn(&State) -> bool) -> bool {
+        let waited = self.changed.wait_timeout_while(self.state(), timeout, |state| !ready(state));
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        ready(&state)
+    }
+
+    /// Ends the connection, if there is one; the thread sees it and starts again.
+    pub(crate) fn drop_connection(state: &State) {
+        for stream in [&state.stream, &state.greeting].into_iter().flatten() {
+            // Failing means that it is closed already.
+            drop(stream.shutdown(std::net::Shutdown::Both));
+        }
+    }
+
+    /// The thread's whole life.
+    pub(crate) fn run(&self) {
+        let mut backoff = BACKOFF_MIN;
+        while !self.state().stopped {
+            match self.session() {
+                Ok(()) => backoff = BACKOFF_MIN,
+                Err(Ended::Lost) => {}
+                Err(Ended::Refused(message)) => {
+                    self.state().events.push_back(Event::Refused { message });
+                    backoff = BACKOFF_REFUSED;
+                }
+            }
+            let again = self.wait(backoff, |state| state.stopped || state.attach_again);
+            backoff = if again { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
+        }
+    }
+
+    /// One connection, from connect to loss. `Ok` when it was open for business for a while.
+    fn session(&self) -> Result<(), Ended> {
+        let stream = Arc::new(UnixStream::connect(&self.config.socket)?);
+        stream.set_write_timeout(Some(self.config.reply_timeout))?;
+        stream.set_read_timeout(Some(GREETING_MAX))?;
+        let attach = {
+            let mut state = self.state();
+            if state.stopped {
+                return Ok(());
+            }
+            state.attach_again = false;
+            state.greeting = Some(Arc::clone(&stream));
+            state.attach.clone()
+        };
+        let greeted = self.greet(&stream, attach.as_ref());
+        self.state().greeting = None;
+        let daemon_epoch = greeted?;
+        stream.set_read_timeout(None)?;
+        // A worker without a region has nothing to say yet: it keeps the connection for questions only.
+        {
+            let mut state = self.state();
+            state.daemon_epoch = Some(daemon_epoch);
+            state.stream = Some(Arc::clone(&stream));
+            state.events.push_back(Event::Connected { daemon_epoch });
+            if state.stopped || state.attach_again {
+                Self::drop_connection(&state);
+            }
+        }
+        self.wake();
+        while let Ok(message) = frame::read(&stream) {
+            self.handle(daemon_epoch, message);
+        }
+        self.lose();
+        Ok(())
+    }
+
+    fn greet(&self, stream: &UnixStream, attach: Option<&AttachSpec>) -> Result<u64, Ended> {
+        let hello = v1::Hello {
+            protocol: v1::PROTOCOL,
+            role: v1::Role::from(self.config.role).into(),
+            engine_id: self.config.engine_id.clone(),
+        };
+        frame::write(stream, &v1::ToDaemon { id: 1, body: Some(to_daemon::Body::Hello(hello)) }, None)?;
+        let daemon_epoch = match frame::read(stream)?.body {
+            Some(from_daemon::Body::Welcome(welcome)) => welcome.daemon_epoch,
+            Some(from_daemon::Body::Problem(problem)) => return Err(Ended::Refused(problem.message)),
+            _ => return Err(Ended::Lost),
+        };
+        let (Role::Worker, Some(spec)) = (self.config.role, attach) else { return Ok(daemon_epoch) };
+        let attach = v1::Attach {
+            rank: spec.rank,
+            rank_count: spec.rank_count,
+            fingerprint: spec.fingerprint.to_vec(),
+            layout: Some((&spec.layout).into()),
+        };
+        let message = v1::ToDaemon { id: 2, body: Some(to_daemon::Body::Attach(attach)) };
+        frame::write(stream, &message, Some(spec.region.as_fd()))?;
+        match frame::read(stream)?.body {
+            Some(from_daemon::Body::Attached(_)) => Ok(daemon_epoch),
+            Some(from_daemon::Body::Problem(problem)) => Err(Ended::Refused(problem.message)),
+            _ => Err(Ended::Lost),
+        }
+    }
+
+    fn handle(&self, daemon_epoch: u64, message: v1::FromDaemon) {
+        let Some(body) = message.body else { return };
+        let mut state = self.state();
+        match body {
+            from_daemon::Body::TransferDone(done) => {
+                // A key that is not waited for was answered before.
+                if let Some(request_id) = state.redeems.remove(&done.key) {
+                    state.events.push_back(Event::TransferDone {
+                        key: done.key,
+                        request_id,
+                        failure: (!done.delivered).then_some(done.failure),
+                        bytes: done.bytes,
+                        micros: done.micros,
+                    });
+                }
+            }
+            from_daemon::Body::LeaseEnded(ended) => state.events.push_back(Event::LeaseEnded {
+                lease_id: ended.lease_id,
+                daemon_epoch,
+                request_id: ended.request_id,
+                reason: ended.reason,
+            }),
+            reply => match (state.calls.remove(&message.reply_to), reply) {
+                // The caller may have given up between the two; its entry was the last word.
+                (Some(caller), reply) => drop(caller.try_send(reply)),
+                // A grant that nobody waits for any more must not hold blocks that were never handed over.
+                (None, from_daemon::Body::Granted(granted)) => {
+                    let relinquish = to_daemon::Body::Relinquish(v1::Relinquish { ticket: granted.ticket });
+                    if let Some(stream) = &state.stream {
+                        // On failure the connection is lost, and the lease with it.
+                        drop(frame::write(stream, &v1::ToDaemon { id: 0, body: Some(relinquish) }, None));
+                    }
+                }
+                (None, _) => {}
+            },
+        }
+    }
+
+    /// The connection is gone: whoever waits gets an answer now.
+    fn lose(&self) {
+        let mut state = self.state();
+        state.stream = None;
+        state.daemon_epoch = None;
+        state.calls.clear();
+        let redeems = std::mem::take(&mut state.redeems);
+        state.events.extend(redeems.into_iter().map(|(key, request_id)| Event::TransferDone {
+            key,
+            request_id,
+            failure: Some("daemon_gone".to_owned()),
+            bytes: 0,
+            micros: 0,
+        }));
+        state.events.push_back(Event::Disconnected);
+        drop(state);
+        self.wake();
+    }
+}
+
+enum Ended {
+    Lost,
+    Refused(String),
+}
+
+impl From<io::Error> for Ended {
+    fn from(_: io::Error) -> Self {
+        Self::Lost
+    }
+}
