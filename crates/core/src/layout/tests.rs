@@ -1,0 +1,1 @@
+//! Layouts as vLLM makes them, and near misses.

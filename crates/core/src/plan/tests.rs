@@ -1,0 +1,1 @@
+//! Literal runs of small layouts.
