@@ -112,7 +112,7 @@ pub trait Transport: Send {
     fn next_deadline(&self) -> Option<Time>;
 
     /// Readable when a turn has something to do (an epoll fd). `None`: there is never anything to wait for; a turn
-    /// that returned false has nothing to do before the next post.
+    /// that returned false has nothing to do before the next post, cancel or close.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 }
 

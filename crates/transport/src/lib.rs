@@ -18,11 +18,13 @@
 //! copy still writes to them. Here the transport's own table holds the regions until the completion.
 #![forbid(unsafe_code)]
 
+mod copy;
 mod endpoint;
 mod event;
 mod fault;
 mod work;
 
+pub use copy::{CopySettings, CopyTransport};
 pub use endpoint::{Admission, Dial, Endpoint, EndpointId, Key, Transport};
 pub use event::{Completion, Event};
 pub use fault::Fault;
