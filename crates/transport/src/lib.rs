@@ -18,14 +18,19 @@
 //! copy still writes to them. Here the transport's own table holds the regions until the completion.
 #![forbid(unsafe_code)]
 
+pub mod conformance;
 mod copy;
 mod endpoint;
 mod event;
 mod fault;
+mod faulty;
+mod metered;
 mod work;
 
 pub use copy::{CopySettings, CopyTransport};
 pub use endpoint::{Admission, Dial, Endpoint, EndpointId, Key, Transport};
 pub use event::{Completion, Event};
 pub use fault::Fault;
+pub use faulty::{Act, Faulty, Script};
+pub use metered::{Counts, Metered, Totals};
 pub use work::{ReadWork, ServeWork, Source, Work, plan_fits};
