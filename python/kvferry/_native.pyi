@@ -1,0 +1,37 @@
+"""The native module, built from python/src/lib.rs."""
+
+from collections.abc import Sequence
+
+# layer_count, offset, layer_stride, block_stride, head_count, token_count, content_bytes
+_Span = tuple[int, int, int, int, int, int, int]
+
+class Client:
+    """A connection to the daemon of this node. Every method but ``grant`` returns at once."""
+
+    def __new__(cls, socket: str, engine_id: str, role: str, reply_timeout_ms: int) -> Client: ...
+    def is_connected(self) -> bool: ...
+    def attach(
+        self,
+        rank: int,
+        rank_count: int,
+        fingerprint: bytes,
+        region_fd: int,
+        order: str,
+        block_count: int,
+        region_bytes: int,
+        groups: Sequence[Sequence[_Span]],
+    ) -> None: ...
+    def grant(
+        self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int
+    ) -> tuple[int, int, str, str, int, int]:
+        """Lease id, daemon epoch, ticket, host, port, lease in milliseconds."""
+
+    def relinquish(self, ticket: str) -> None: ...
+    def redeem(
+        self, request_id: str, ticket: str, groups: Sequence[tuple[Sequence[int], Sequence[int]]], deadline_ms: int
+    ) -> int: ...
+    def abort(self, key: int) -> None: ...
+    def poll(self) -> list[tuple[object, ...]]:
+        """Each a kind ("connected", "disconnected", "lease_ended", "refused", "transfer_done") and its fields."""
+
+    def close(self) -> None: ...

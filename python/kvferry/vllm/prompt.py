@@ -1,0 +1,40 @@
+"""A digest of what the blocks of a prompt were computed from.
+
+A ticket proves whose blocks they are, not that they belong to this prompt: a router may mix two requests up, and the
+two engines may tokenise one text differently. The prefill engine sends this digest along and the decode engine
+compares it with its own prompt before it asks for anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from typing import Any
+
+
+def prompt_digest(request: Any, token_count: int) -> str | None:
+    """SHA-256 over the first ``token_count`` tokens and whatever else their KV depends on.
+
+    Returns:
+        None where the prompt is not made of ``token_count`` tokens (it is shorter, or holds embeddings).
+    """
+    tokens = request.prompt_token_ids
+    if tokens is None or len(tokens) < token_count:
+        return None
+    if getattr(request, "prompt_embeds", None) is not None or getattr(request, "prompt_is_token_ids", None) is not None:
+        return None
+    words = array("I", tokens[:token_count])
+    if words.itemsize != 4:
+        raise RuntimeError("array('I') is not 32 bits wide here")
+    if sys.byteorder == "big":
+        words.byteswap()
+    digest = hashlib.sha256(b"kvferry prompt 1\0")
+    digest.update(words.tobytes())
+    lora = getattr(request, "lora_request", None)
+    digest.update(f"\0lora {getattr(lora, 'lora_name', '')!r}".encode())
+    # Images and sounds are placeholder tokens in the prompt; their identity is their content's hash.
+    for feature in getattr(request, "mm_features", None) or ():
+        position = feature.mm_position
+        digest.update(f"\0mm {feature.identifier!r} {position.offset} {position.length}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,316 @@
+"""The scheduler's half of the connector: grants leases on finished prefills and orders loads for decodes.
+
+::
+
+    P  request_finished -> client.grant -> ticket into kv_transfer_params       blocks stay with vLLM, unfreed
+       client.poll -> LeaseEnded -> metadata.released -> worker reports finished_sending -> vLLM frees them
+    D  get_num_new_matched_tokens -> (count, True) -> update_state_after_alloc -> metadata.loads -> worker redeems
+       worker reports finished_recving (and failed_recving) -> vLLM decodes (or computes)
+
+Whatever fails, the request is computed here: no hook raises, and none waits but ``request_finished``, for at most the
+reply timeout, and not again before the daemon has been heard of.
+
+What vLLM 0.32 does around the hooks, read in its source; the limits of this file follow from it.
+
+* The engine keeps stepping while P holds blocks. A finished request whose blocks are delayed stays in
+  ``Scheduler.requests``, and ``has_finished_requests`` (``v1/core/sched/scheduler.py``) is true as long as that holds
+  more than the queues do. ``EngineCoreProc._process_engine_step`` (``v1/engine/core.py``) then sleeps 1 ms between
+  empty steps, each of which runs ``build_connector_meta`` and every worker's ``get_transfer_results``. So leases are
+  polled without ``has_pending_push_work``, and ours stays False.
+* ``finished_sending`` may be reported in any step after ``request_finished`` returned True, once: it asserts that the
+  request is still known, and frees. One step's metadata reaches all ranks, so all report an ended lease together.
+* A request aborted in WAITING_FOR_REMOTE_KVS is finished at once, but keeps its blocks and stays known until its id
+  comes in ``finished_recving`` (``finish_requests``: ``delay_free_blocks``). A load that was ordered must therefore be
+  reported once, whatever happened to its request; ids that vLLM does not know kill the engine.
+* Such a request cannot be preempted: only RUNNING ones can (``_preempt_request``). One that is preempted later comes
+  back with ``num_computed_tokens`` 0 and asks ``get_num_new_matched_tokens`` again, which must then answer (0, False):
+  ``do_remote_prefill`` has been cleared in its parameters.
+* A failed load must be in ``failed_recving`` and in ``finished_recving``. Under the policy "recompute" the request's
+  blocks are freed, it is scheduled again from 0 computed tokens, and ``get_num_new_matched_tokens`` is called again.
+  Under "fail" it ends as FINISHED_ERROR, by way of ``request_finished`` and before ``update_connector_output``.
+  ``get_block_ids_with_load_errors`` is not used: it raises for models with several groups and gains nothing, since
+  locally cached blocks are found again.
+* When all of a prompt is external, vLLM computes its last token again. In sliding window groups that reads one block
+  more than a list for the whole prompt keeps, so one token less is asked for here, and the list then keeps it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kvferry.client import ClientError, Connected, GroupBlocks, LeaseEnded, Refused, RefusedError, SchedulerClient
+from kvferry.vllm import params as parameters
+from kvferry.vllm.complaints import Complaints
+from kvferry.vllm.groups import GroupShape
+from kvferry.vllm.metadata import KVFerryMetadata, LoadOrder
+from kvferry.vllm.params import EngineFacts, MalformedError, Offer
+from kvferry.vllm.prompt import prompt_digest
+from kvferry.vllm.settings import Settings
+
+# A prefill ends with one of these when its KV is whole. By name, so that this file does not need vLLM's enum.
+_WHOLE = ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED")
+# Chosen: covers the daemon's answer on its way and the step that was running; the daemon's own deadline is earlier.
+LEASE_MARGIN_SECONDS = 1.0
+# Chosen: how long a daemon that did not answer is left alone, if it does not connect anew before.
+GRANT_PAUSE_SECONDS = 5.0
+
+
+@dataclass
+class _Held:
+    """Blocks of a finished request that wait for a decode engine."""
+
+    lease_id: int
+    daemon_epoch: int
+    # When the lease is over even if nobody says so.
+    release_at: float
+
+
+@dataclass
+class _Candidate:
+    """A decode request that has not been given blocks yet."""
+
+    # None: its parameters are no use.
+    offer: Offer | None
+    # Tokens found in this engine's own cache when it was last asked about.
+    local_tokens: int = 0
+
+
+class SchedulerSide:
+    """All state is about requests that vLLM has not forgotten: see the single uses of each map."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: SchedulerClient,
+        groups: tuple[GroupShape, ...],
+        engine: EngineFacts,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._groups = groups
+        self._engine = engine
+        self._clock = clock
+        self._complaints = Complaints(clock)
+        # Why nothing can be moved at all, known from the start; None: it can.
+        self.refusal: str | None = None
+        self._grants_paused_until = 0.0
+        self._step = 0
+        # P: leases, by request. In at request_finished, out at the lease's end.
+        self._held: dict[str, _Held] = {}
+        # D: requests not yet scheduled. In when first asked about, out at allocation or at the request's end.
+        self._candidates: dict[str, _Candidate] = {}
+        # D: tickets being loaded, by request. In at allocation, out when vLLM hears that the load is over.
+        self._loading: dict[str, str] = {}
+        # Orders of this step, drained by build_connector_meta.
+        self._orders = KVFerryMetadata()
+
+    # -- P: a prefill ends ------------------------------------------------------------------------------------------
+
+    def request_finished(self, request: Any, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
+        """vLLM is done with a request. True: its blocks stay until the lease ends."""
+        request_id = request.request_id
+        params = request.kv_transfer_params
+        self._candidates.pop(request_id, None)
+        if request_id in self._loading:
+            self._stop_loading(request_id)
+        if parameters.wants_prefill(params):
+            # Never scheduled: aborted in the queue, or rejected by the API server (abort_immediately).
+            params["do_remote_prefill"] = False
+            self._relinquish(parameters.find_ticket(params))
+            return False, None
+        if not parameters.wants_decode(params) or request.status.name not in _WHOLE:
+            return False, None
+        try:
+            return self._lease_out(request, block_ids)
+        except Exception as error:  # A bug of ours costs a recompute on D, never this engine.
+            self._complaints.warn("grant bug", "kvferry: failed to lease out %s: %r", request_id, error)
+            return False, None
+
+    def _lease_out(self, request: Any, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
+        request_id = request.request_id
+        if self.refusal is not None:
+            return False, None
+        if not self._client.is_connected() or self._clock() < self._grants_paused_until:
+            self._complaints.warn("no daemon", "kvferry: no daemon to keep %s for D, which computes it", request_id)
+            return False, None
+        # With steps in flight num_computed_tokens runs ahead of memory, but not within the prompt.
+        token_count = min(request.num_computed_tokens, request.num_prompt_tokens)
+        blocks = [block_ids[group.group_id][: group.block_count(token_count)] for group in self._groups]
+        counts = [group.block_count(token_count) for group in self._groups]
+        if token_count <= 0 or [len(group) for group in blocks] != counts:
+            # Preempted while its last output was in flight: the blocks are gone already.
+            return False, None
+        digest = prompt_digest(request, token_count)
+        if digest is None:
+            self._complaints.warn("embeddings", "kvferry: %s has no token ids; D computes it", request_id)
+            return False, None
+        try:
+            granted = self._client.grant(request_id, blocks, self._settings.lease_ms)
+        except RefusedError as error:
+            self._complaints.warn("refused", "kvferry: the daemon refused to keep %s for D: %s", request_id, error)
+            return False, None
+        except ClientError as error:
+            self._grants_paused_until = self._clock() + GRANT_PAUSE_SECONDS
+            self._complaints.warn("unavailable", "kvferry: failed to reach the daemon for %s: %s", request_id, error)
+            return False, None
+        answer = parameters.offer(self._engine, granted, request_id, blocks, token_count, digest)
+        release_at = self._clock() + granted.lease_ms / 1000 + LEASE_MARGIN_SECONDS
+        self._held[request_id] = _Held(granted.lease_id, granted.daemon_epoch, release_at)
+        return True, answer
+
+    # -- D: a decode begins -----------------------------------------------------------------------------------------
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
+        """How many tokens another engine holds beyond the local ones. May be asked every step; decides nothing."""
+        params = request.kv_transfer_params
+        if not parameters.wants_prefill(params) or self.refusal is not None or not self._client.is_connected():
+            return 0, False
+        candidate = self._candidates.get(request.request_id)
+        if candidate is None:
+            candidate = _Candidate(self._read_offer(request))
+            self._candidates[request.request_id] = candidate
+        if candidate.offer is None:
+            return 0, False
+        candidate.local_tokens = num_computed_tokens
+        total = min(candidate.offer.token_count, request.num_prompt_tokens - 1)
+        if total <= num_computed_tokens or not self._is_held(candidate.offer, num_computed_tokens, total):
+            return 0, False
+        return total - num_computed_tokens, True
+
+    def _read_offer(self, request: Any) -> Offer | None:
+        request_id = request.request_id
+        try:
+            offer = parameters.read_offer(request.kv_transfer_params, len(self._groups))
+            digest = prompt_digest(request, offer.token_count)
+        except MalformedError as error:
+            self._complaints.warn("malformed", "kvferry: %s is computed here, its parameters: %s", request_id, error)
+            return None
+        except Exception as error:
+            self._complaints.warn("malformed", "kvferry: %s is computed here: %r", request_id, error)
+            return None
+        if digest != offer.prompt_digest:
+            self._complaints.warn("prompt", "kvferry: %s is computed here, P had another prompt", request_id)
+            return None
+        return offer
+
+    def _is_held(self, offer: Offer, local: int, total: int) -> bool:
+        """Whether P still has all that tokens behind ``total`` look at and that is not here."""
+        for group, held in zip(self._groups, offer.groups, strict=True):
+            first = max(group.first_needed(total), local // group.block_size)
+            if held.count < group.block_count(total) or first < held.first:
+                return False
+        return True
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """vLLM gave the request its blocks; with external tokens it is now parked until the load is reported."""
+        params = request.kv_transfer_params
+        if not parameters.wants_prefill(params):
+            return
+        # One load a request: later calls for it, after a failure or a preemption, find nothing to fetch.
+        params["do_remote_prefill"] = False
+        request_id = request.request_id
+        candidate = self._candidates.pop(request_id, None)
+        ticket = parameters.find_ticket(params)
+        if num_external_tokens <= 0:
+            # All of it is here already, or it is of no use; P need not wait.
+            self._relinquish(ticket)
+            return
+        self._loading[request_id] = ticket or ""
+        try:
+            order = self._load_order(request_id, candidate, blocks, num_external_tokens)
+        except Exception as error:
+            self._complaints.warn("load order", "kvferry: %s is computed here, no load: %r", request_id, error)
+            self._orders.lost.append(request_id)
+            return
+        self._orders.loads.append(order)
+
+    def _load_order(
+        self, request_id: str, candidate: _Candidate | None, blocks: Any, num_external_tokens: int
+    ) -> LoadOrder:
+        if candidate is None or candidate.offer is None:
+            raise LookupError("it was never matched")
+        local, total = candidate.local_tokens, candidate.local_tokens + num_external_tokens
+        groups = []
+        for group, held in zip(self._groups, candidate.offer.groups, strict=True):
+            listed = blocks.blocks[group.group_id]
+            positions = [
+                position
+                for position in range(local // group.block_size, group.block_count(total))
+                if not listed[position].is_null
+            ]
+            for position in positions:
+                if not held.first <= position < held.count:
+                    raise LookupError(f"P does not hold block {position} of group {group.group_id}")
+                if listed[position].block_hash is not None:
+                    raise LookupError(f"block {position} of group {group.group_id} is shared with other requests")
+            targets = tuple(listed[position].block_id for position in positions)
+            groups.append(GroupBlocks(tuple(positions), targets))
+        return LoadOrder(request_id, candidate.offer.ticket, tuple(groups))
+
+    def _stop_loading(self, request_id: str) -> None:
+        """The request ended while its load is out; the report still has to come."""
+        for order in self._orders.loads:
+            if order.request_id == request_id:
+                # Not sent yet, so there is nothing to stop.
+                self._orders.loads.remove(order)
+                self._orders.lost.append(request_id)
+                return
+        if request_id not in self._orders.lost:
+            self._orders.aborts.append(request_id)
+
+    # -- every step -------------------------------------------------------------------------------------------------
+
+    def build_connector_meta(self) -> KVFerryMetadata:
+        """Drains what has gathered since the last step."""
+        self._hear()
+        now = self._clock()
+        for request_id in [request_id for request_id, held in self._held.items() if held.release_at <= now]:
+            # The daemon is gone or hangs. It reads nothing beyond the lease's deadline, which has passed.
+            self._release(request_id)
+        orders, self._orders = self._orders, KVFerryMetadata()
+        self._step += 1
+        orders.step = self._step
+        return orders
+
+    def _hear(self) -> None:
+        try:
+            events = self._client.poll()
+        except Exception as error:
+            self._complaints.warn("poll", "kvferry: failed to hear from the daemon: %r", error)
+            return
+        for event in events:
+            if isinstance(event, Connected):
+                self._grants_paused_until = 0.0
+            elif isinstance(event, LeaseEnded):
+                held = self._held.get(event.request_id)
+                if held and (held.lease_id, held.daemon_epoch) == (event.lease_id, event.daemon_epoch):
+                    self._release(event.request_id)
+            elif isinstance(event, Refused):
+                self._complaints.warn("hello", "kvferry: the daemon will not serve this engine: %s", event.message)
+
+    def _release(self, request_id: str) -> None:
+        del self._held[request_id]
+        self._orders.released.append(request_id)
+
+    def loads_over(self, request_ids: set[str] | None) -> None:
+        """vLLM heard from all ranks that these loads are over, well or badly."""
+        for request_id in request_ids or ():
+            self._loading.pop(request_id, None)
+
+    def _relinquish(self, ticket: str | None) -> None:
+        # Another request may be loading on the same ticket (n > 1, a retry): ending its lease would fail that load.
+        if ticket is None or ticket in self._loading.values():
+            return
+        try:
+            self._client.relinquish(ticket)
+        except Exception as error:
+            # P's lease ends by itself.
+            self._complaints.warn("relinquish", "kvferry: failed to hand back a ticket: %r", error)
+
+    def shutdown(self) -> None:
+        """Ends the connection; the daemon lets all leases go."""
+        self._client.close()

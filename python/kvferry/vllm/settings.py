@@ -1,0 +1,57 @@
+"""What may be written into ``kv_connector_extra_config``, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of the connector. Wrong ones stop the engine at start, with a sentence that says what is right."""
+
+    # Where the daemon of this node listens for engines.
+    socket: str = "/run/kvferry/kvferry.sock"
+    # How long the blocks of a finished prefill wait for the decode engine, in milliseconds. It bounds how long KV
+    # memory stays pinned when nobody comes. 1,000 to 600,000.
+    lease_ms: int = 30_000
+    # How long the scheduler may wait for the daemon when a prefill ends, in milliseconds: a request can lose no more
+    # than this to a daemon that hangs. 1 to 5,000.
+    reply_timeout_ms: int = 200
+    # How long one load may take before it is called off and computed here, in milliseconds. 100 to 600,000.
+    transfer_deadline_ms: int = 20_000
+
+
+_BOUNDS = {
+    "lease_ms": (1_000, 600_000),
+    "reply_timeout_ms": (1, 5_000),
+    "transfer_deadline_ms": (100, 600_000),
+}
+
+
+def parse(extra_config: Mapping[str, object] | None) -> Settings:
+    """Reads the extra config of vLLM's ``--kv-transfer-config``.
+
+    Raises:
+        ValueError: a key is unknown or a value is out of its bounds; the text names what is known.
+    """
+    written = dict(extra_config or {})
+    known = [setting.name for setting in fields(Settings)]
+    unknown = sorted(set(written) - set(known))
+    if unknown:
+        raise ValueError(
+            f"kv_connector_extra_config has unknown keys {unknown}: KVFerryConnector knows {sorted(known)}"
+        )
+    socket = written.get("socket", Settings.socket)
+    if not isinstance(socket, str) or not socket.startswith("/"):
+        raise ValueError(f"kv_connector_extra_config socket must be an absolute path, not {socket!r}")
+    numbers: dict[str, int] = {}
+    for name, (low, high) in _BOUNDS.items():
+        value = written.get(name, getattr(Settings, name))
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(
+                f"kv_connector_extra_config {name} must be a whole number of milliseconds "
+                f"from {low} to {high}, not {value!r}"
+            )
+        numbers[name] = value
+    return Settings(socket=socket, **numbers)
