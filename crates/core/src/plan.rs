@@ -22,9 +22,11 @@ mod page;
 mod pairs;
 mod split;
 
+use std::ops::ControlFlow;
+
 pub use self::cursor::{Cursor, Side, Slice};
 pub use self::error::{PageShape, PlanError};
-use self::grid::Goal;
+use self::grid::{Course, Goal};
 use self::page::Page;
 use self::pairs::GroupPairs;
 use crate::ids::BlockIndex;
@@ -104,7 +106,7 @@ impl Run {
 }
 
 /// The compiled movement of some blocks from one layout to another.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     runs: Vec<Run>,
     bytes: u64,
@@ -122,10 +124,13 @@ impl Plan {
         let group_pages = page::of_layouts(source, target)?;
         let group_pairs = pairs::gather(source, target, blocks)?;
         // Pieces that merge on one side make cheaper transfers than few runs, as long as the runs fit.
-        match emit(&group_pages, &group_pairs, Goal::FewestSlices) {
-            Err(PlanError::TooManyRuns) => emit(&group_pages, &group_pairs, Goal::FewestRuns),
-            done => done,
-        }
+        [Goal::FewestSlices, Goal::FewestRuns]
+            .into_iter()
+            .find_map(|goal| {
+                let run_count = count_runs(&group_pages, &group_pairs, goal)?;
+                Some(emit(&group_pages, &group_pairs, goal, run_count))
+            })
+            .ok_or(PlanError::TooManyRuns)
     }
 
     /// All bytes that the plan moves.
@@ -147,31 +152,52 @@ impl Plan {
     }
 }
 
-fn emit(group_pages: &[Vec<Page>], group_pairs: &[GroupPairs], goal: Goal) -> Result<Plan, PlanError> {
-    let mut builder = Builder::default();
+impl Default for Plan {
+    /// The plan that moves nothing.
+    fn default() -> Self {
+        Builder::default().finish()
+    }
+}
+
+/// Visits the course of every page through every stretch, in wire order, with the course's first bytes.
+fn tour(
+    group_pages: &[Vec<Page>],
+    group_pairs: &[GroupPairs],
+    goal: Goal,
+    mut visit: impl FnMut(&Course, u64, u64) -> ControlFlow<()>,
+) -> ControlFlow<()> {
     for (pages, pairs) in group_pages.iter().zip(group_pairs) {
-        let courses: Vec<_> = pages.iter().map(|page| page.course(1, goal)).collect();
-        // Exact where no block has a neighbour, else close.
-        let run_count = courses.iter().fold(0_usize, |sum, course| sum.saturating_add(course.run_count()));
-        builder.reserve(run_count.saturating_mul(pairs.stretches().count()));
+        let singles: Vec<Course> = pages.iter().map(|page| page.course(1, goal)).collect();
         for stretch in pairs.stretches() {
-            for (page, single) in pages.iter().zip(&courses) {
-                let stretched;
-                let course = if stretch.length == 1 {
-                    single
-                } else {
-                    stretched = page.course(stretch.length, goal);
-                    &stretched
-                };
+            for (page, single) in pages.iter().zip(&singles) {
                 let (source, target) = page.start(&stretch);
-                if course.run_count() > builder.room() {
-                    return Err(PlanError::TooManyRuns);
+                match stretch.length {
+                    1 => visit(single, source, target)?,
+                    length => visit(&page.course(length, goal), source, target)?,
                 }
-                course.for_each_run(source, target, |run| builder.push(run));
             }
         }
     }
-    Ok(builder.finish())
+    ControlFlow::Continue(())
+}
+
+/// How many runs there are before merging, unless there are more than [`RUNS_MAX`].
+fn count_runs(group_pages: &[Vec<Page>], group_pairs: &[GroupPairs], goal: Goal) -> Option<usize> {
+    let mut run_count = 0_usize;
+    let counted = tour(group_pages, group_pairs, goal, |course, _, _| {
+        run_count = run_count.saturating_add(course.run_count());
+        if run_count > RUNS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    counted.is_continue().then_some(run_count)
+}
+
+fn emit(group_pages: &[Vec<Page>], group_pairs: &[GroupPairs], goal: Goal, run_count: usize) -> Plan {
+    let mut builder = Builder { runs: Vec::with_capacity(run_count) };
+    let _: ControlFlow<()> = tour(group_pages, group_pairs, goal, |course, source, target| {
+        course.for_each_run(source, target, |run| builder.push(run));
+        ControlFlow::Continue(())
+    });
+    builder.finish()
 }
 
 /// Collects runs in wire order.
@@ -181,15 +207,6 @@ struct Builder {
 }
 
 impl Builder {
-    /// How many runs more there may be.
-    const fn room(&self) -> usize {
-        RUNS_MAX.saturating_sub(self.runs.len())
-    }
-
-    fn reserve(&mut self, run_count: usize) {
-        self.runs.reserve(run_count.min(self.room()));
-    }
-
     fn push(&mut self, run: Run) {
         if let Some(last) = self.runs.last_mut()
             && last.count == 1
@@ -212,7 +229,7 @@ impl Builder {
 
 /// Folds runs into one number. Both daemons must find the same number, so it is part of the wire format.
 fn digest(runs: &[Run]) -> u64 {
-    // Odd and without pattern: the first 64 bits of the fractional parts of the roots of 2, 3, 5, 7, 11 and 13.
+    // Odd and without pattern: 64 bits of the fractional parts of the roots of 2 (made odd), 3, 5, 7, 11 and 13.
     const FACTORS: [u64; 6] = [
         0x6a09_e667_f3bc_c909,
         0xbb67_ae85_84ca_a73b,

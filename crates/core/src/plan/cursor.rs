@@ -90,7 +90,10 @@ impl Cursor {
             }
             taken += length;
             self.within += length;
-            if self.within >= run.length {
+            if self.within == run.length {
+                self.piece += 1;
+                self.within = 0;
+            } else if self.within > run.length {
                 self.piece += self.within / run.length;
                 self.within %= run.length;
             }
