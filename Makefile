@@ -1,0 +1,25 @@
+# The two commands of the README, and the inner loop.
+#
+#   make demo     two daemons, two vLLM engines, one prompt: prefill there, decode here, every block verified
+#   make test     everything, ending with one line `N passed, N failed`
+#   make check    format, lints and unit tests, for use while writing
+#
+# Each installs what it lacks (under target/, and Debian packages where it runs as root) and nothing twice.
+
+.PHONY: check demo help setup test
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# Only what is missing or out of date; `make demo` and `make test` do it themselves.
+setup:
+	@python3 tests/setup packages tools vllm models daemon wheel
+
+demo: setup
+	@python3 tests/vllm/demo.py
+
+test:
+	@python3 tests/run test
+
+check:
+	@python3 tests/run check
