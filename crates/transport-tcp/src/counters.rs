@@ -1,0 +1,21 @@
+//! What a transport has counted since it was made.
+
+/// Counters of one [`TcpTransport`](crate::TcpTransport); they only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Bytes that came in, frames included.
+    pub bytes_received: u64,
+    /// Bytes that went out, frames included.
+    pub bytes_sent: u64,
+    /// Connections accepted.
+    pub connections_accepted: u64,
+    /// Connections closed because no valid Hello came in time.
+    pub hellos_late: u64,
+    /// Connections closed because of what they said instead of a valid Hello: other bytes, an unknown endpoint, a
+    /// wrong, used or expired key.
+    pub hellos_refused: u64,
+    /// System calls that received.
+    pub receive_calls: u64,
+    /// System calls that sent.
+    pub send_calls: u64,
+}

@@ -1,0 +1,361 @@
+//! One connected path to one peer: its streams, and the side of the transfer that this end is.
+//!
+//! ```text
+//! reader: Dialing -- every stream welcomed --> Up -- any fault --> every work completes, EndpointDown
+//! holder: Joining -- every key was shown ----> Up -- any fault --> every work completes, EndpointDown
+//! ```
+//!
+//! Who dialled reads, who admitted serves. A fault of one stream ends the whole endpoint: its works are spread over all
+//! of them.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use kvferry_core::{Time, WorkId};
+use kvferry_transport::{Admission, Completion, Dial, Endpoint, EndpointId, Fault, Key, Work};
+use rustix::event::epoll::EventFlags;
+
+use crate::admission::keys_match;
+use crate::frame::Frame;
+use crate::holder::HolderSide;
+use crate::reader::ReaderSide;
+use crate::settings::Settings;
+use crate::stream::Stream;
+use crate::wire::Wire;
+
+/// One endpoint of a [`TcpTransport`](crate::TcpTransport).
+pub(crate) struct TcpEndpoint {
+    pub(crate) id: EndpointId,
+    /// Goes into the tokens of its streams.
+    pub(crate) generation: u32,
+    phase: Phase,
+    streams: Vec<Stream>,
+    side: Side,
+    /// Completions that no turn has reported yet.
+    pub(crate) done: Vec<Completion>,
+    /// No deadline or stall before this.
+    alarm: Time,
+    /// There may be something to do.
+    attention: bool,
+    stall_max: Duration,
+    /// How soon something can fall due that was not due before.
+    notice_max: Duration,
+    stream_calls_max: u32,
+}
+
+enum Phase {
+    Dialing { deadline: Time },
+    Joining { keys: Vec<Option<Key>>, streams: Vec<Option<Stream>>, expires: Time },
+    Up,
+}
+
+enum Side {
+    Holder(HolderSide),
+    Reader(ReaderSide),
+}
+
+/// What a turn of an endpoint came to.
+pub(crate) struct Turned {
+    pub(crate) came_up: bool,
+    pub(crate) busy: bool,
+}
+
+impl TcpEndpoint {
+    /// The reader's end, with sockets that may not be connected yet.
+    pub(crate) fn dialing(
+        dial: &Dial,
+        sockets: Vec<TcpStream>,
+        generation: u32,
+        settings: &Settings,
+        now: Time,
+    ) -> Self {
+        let mut streams = Vec::with_capacity(sockets.len());
+        for ((index, socket), key) in (0..).zip(sockets).zip(&dial.keys) {
+            let mut stream = Stream::new(socket, false, now);
+            // Leaves as soon as the socket is connected, which is when it first is writable.
+            stream.push(&Frame::hello(dial.endpoint, index, key));
+            streams.push(stream);
+        }
+        let side = Side::Reader(ReaderSide::new(streams.len(), settings.works_max));
+        let phase = Phase::Dialing { deadline: dial.deadline };
+        Self { alarm: dial.deadline, ..Self::new(dial.endpoint, generation, phase, streams, side, settings) }
+    }
+
+    /// The holder's end, before anybody came.
+    pub(crate) fn joining(admission: &Admission, generation: u32, settings: &Settings) -> Self {
+        let count = admission.keys.len();
+        let phase = Phase::Joining {
+            keys: admission.keys.iter().copied().map(Some).collect(),
+            streams: (0..count).map(|_| None).collect(),
+            expires: admission.expires,
+        };
+        let side = Side::Holder(HolderSide::new(count, settings));
+        Self {
+            alarm: admission.expires,
+            ..Self::new(admission.endpoint, generation, phase, Vec::new(), side, settings)
+        }
+    }
+
+    fn new(
+        id: EndpointId,
+        generation: u32,
+        phase: Phase,
+        streams: Vec<Stream>,
+        side: Side,
+        settings: &Settings,
+    ) -> Self {
+        Self {
+            id,
+            generation,
+            phase,
+            streams,
+            side,
+            done: Vec::new(),
+            alarm: Time::NEVER,
+            attention: true,
+            stall_max: settings.stall_max,
+            notice_max: settings.stall_max.min(settings.fetch_ahead_max),
+            stream_calls_max: settings.stream_calls_max,
+        }
+    }
+
+    pub(crate) const fn is_up(&self) -> bool {
+        matches!(self.phase, Phase::Up)
+    }
+
+    /// Streams to register with epoll when dialling.
+    pub(crate) fn streams(&self) -> &[Stream] {
+        &self.streams
+    }
+
+    /// Whether a turn has something to do.
+    pub(crate) fn wants_turn(&self, now: Time) -> bool {
+        self.attention || self.alarm <= now
+    }
+
+    /// When the next turn is due; the beginning of time if it is due now.
+    pub(crate) fn next_deadline(&self) -> Time {
+        if self.attention { Time::default() } else { self.alarm }
+    }
+
+    /// Takes in what epoll says of one stream.
+    pub(crate) fn handle_flags(&mut self, index: usize, flags: EventFlags) {
+        self.attention = true;
+        match &mut self.phase {
+            Phase::Joining { streams, .. } => {
+                if let Some(Some(stream)) = streams.get_mut(index) {
+                    stream.handle_flags(flags);
+                }
+            }
+            Phase::Dialing { .. } | Phase::Up => {
+                if let Some(stream) = self.streams.get_mut(index) {
+                    stream.handle_flags(flags);
+                }
+            }
+        }
+    }
+
+    /// Whether this key opens this stream now; if so, it is used up.
+    pub(crate) fn take_key(&mut self, index: usize, key: &Key, now: Time) -> bool {
+        let Phase::Joining { keys, expires, .. } = &mut self.phase else { return false };
+        let Some(slot) = keys.get_mut(index) else { return false };
+        let is_good = *expires > now && slot.as_ref().is_some_and(|expected| keys_match(expected, key));
+        if is_good {
+            *slot = None;
+        }
+        is_good
+    }
+
+    /// A caller with a good key becomes a stream.
+    pub(crate) fn join(&mut self, index: usize, socket: TcpStream, now: Time) {
+        self.attention = true;
+        if let Phase::Joining { streams, .. } = &mut self.phase {
+            let mut stream = Stream::new(socket, true, now);
+            stream.welcomed = true;
+            stream.push(&Frame::Welcome.encode());
+            streams[index] = Some(stream);
+        }
+    }
+
+    /// Expires, receives, sends. A fault ends the endpoint.
+    pub(crate) fn turn(&mut self, wire: &mut Wire, now: Time) -> Result<Turned, Fault> {
+        self.attention = false;
+        let was_up = self.is_up();
+        self.advance_phase(wire, now)?;
+        let alarmed = self.alarm <= now;
+        if alarmed {
+            match &mut self.side {
+                Side::Holder(holder) => holder.expire(&mut self.streams, now, &mut self.done),
+                Side::Reader(reader) => reader.expire(&mut self.streams, now, &mut self.done),
+            }
+        }
+        self.move_bytes(wire, now)?;
+        self.advance_phase(wire, now)?;
+        if alarmed {
+            self.check_stalls(now)?;
+            self.alarm = self.next_alarm();
+        }
+        self.attention = self.is_busy();
+        Ok(Turned { came_up: self.is_up() && !was_up, busy: self.attention })
+    }
+
+    /// The endpoint is gone: every work completes.
+    pub(crate) fn end(&mut self, fault: Fault) {
+        match &mut self.side {
+            Side::Holder(holder) => holder.end_all(fault, &mut self.done),
+            Side::Reader(reader) => reader.end_all(fault, &mut self.done),
+        }
+    }
+
+    fn advance_phase(&mut self, wire: &mut Wire, now: Time) -> Result<(), Fault> {
+        match &mut self.phase {
+            Phase::Up => return Ok(()),
+            Phase::Dialing { deadline } => {
+                if *deadline <= now {
+                    return Err(Fault::Deadline);
+                }
+                if !self.streams.iter().all(|stream| stream.welcomed) {
+                    return Ok(());
+                }
+            }
+            Phase::Joining { streams, expires, .. } => {
+                if *expires <= now {
+                    return Err(Fault::Deadline);
+                }
+                for stream in streams.iter_mut().flatten() {
+                    if stream.is_hung_up() {
+                        return Err(Fault::PeerClosed);
+                    }
+                    stream.flush(wire, now)?;
+                }
+                if !streams.iter().all(Option::is_some) {
+                    return Ok(());
+                }
+                self.streams = streams.drain(..).flatten().collect();
+            }
+        }
+        self.phase = Phase::Up;
+        self.alarm = Time::NEVER;
+        Ok(())
+    }
+
+    fn move_bytes(&mut self, wire: &mut Wire, now: Time) -> Result<(), Fault> {
+        let (streams, done, calls) = (&mut self.streams, &mut self.done, self.stream_calls_max);
+        match &mut self.side {
+            Side::Holder(holder) => {
+                holder.begin_turn();
+                for index in 0..streams.len() {
+                    holder.receive(streams, index, wire, now, calls, done)?;
+                    holder.send(streams, index, wire, now, calls, done)?;
+                }
+            }
+            Side::Reader(reader) => {
+                for index in 0..streams.len() {
+                    streams[index].flush(wire, now)?;
+                    reader.receive(streams, index, wire, now, calls, done)?;
+                }
+                // Cancels of reads that failed on the way.
+                for stream in streams {
+                    stream.flush(wire, now)?;
+                }
+            }
+        }
+        if self.has_open_business() {
+            self.alarm = self.alarm.min(now.after(self.notice_max));
+        }
+        Ok(())
+    }
+
+    fn has_open_business(&self) -> bool {
+        (0..self.streams.len()).any(|index| self.stall_at(index).is_some())
+            || match &self.side {
+                Side::Holder(holder) => holder.has_early(),
+                Side::Reader(_) => false,
+            }
+    }
+
+    /// When this stream counts as stalled unless bytes move; `None` if none are due.
+    fn stall_at(&self, index: usize) -> Option<Time> {
+        let stream = &self.streams[index];
+        let has_output = !stream.control().is_empty();
+        match &self.side {
+            Side::Holder(holder) => {
+                (has_output || holder.has_output(index)).then(|| stream.spoke.after(self.stall_max))
+            }
+            Side::Reader(reader) => reader.is_due(index).then(|| stream.heard.after(self.stall_max)),
+        }
+    }
+
+    fn check_stalls(&self, now: Time) -> Result<(), Fault> {
+        for (index, stream) in self.streams.iter().enumerate() {
+            // What the socket has ready was not looked at yet: that is our own delay.
+            let ready = match self.side {
+                Side::Holder(_) => stream.is_writable(),
+                Side::Reader(_) => stream.is_readable(),
+            };
+            if !ready && self.is_up() && self.stall_at(index).is_some_and(|at| at <= now) {
+                return Err(Fault::Stalled);
+            }
+        }
+        Ok(())
+    }
+
+    fn next_alarm(&self) -> Time {
+        let side = match &self.side {
+            Side::Holder(holder) => holder.next_deadline(),
+            Side::Reader(reader) => reader.next_deadline(),
+        };
+        let stalls = (0..self.streams.len()).filter_map(|index| self.stall_at(index));
+        let phase = match &self.phase {
+            Phase::Dialing { deadline } => *deadline,
+            Phase::Joining { expires, .. } => *expires,
+            Phase::Up => Time::NEVER,
+        };
+        stalls.chain([side, phase]).min().unwrap_or(Time::NEVER)
+    }
+
+    fn is_busy(&self) -> bool {
+        self.streams.iter().enumerate().any(|(index, stream)| {
+            let has_control = stream.is_writable() && !stream.control().is_empty();
+            has_control
+                || match &self.side {
+                    Side::Holder(holder) => {
+                        stream.is_readable() && holder.is_listening(stream)
+                            || holder.has_trailer_due(index)
+                            || stream.is_writable() && holder.has_output(index)
+                    }
+                    Side::Reader(_) => stream.is_readable(),
+                }
+        })
+    }
+}
+
+impl Endpoint for TcpEndpoint {
+    fn post(&mut self, now: Time, work: Work) -> Result<(), (Fault, Work)> {
+        let deadline = work.deadline();
+        match (&mut self.side, work) {
+            (Side::Holder(holder), Work::Serve(serve)) => holder.post(&mut self.streams, serve)?,
+            (Side::Reader(reader), Work::Read(read)) => reader.post(&mut self.streams, now, read)?,
+            (_, work) => return Err((Fault::Unsupported, work)),
+        }
+        self.attention = true;
+        self.alarm = self.alarm.min(deadline);
+        Ok(())
+    }
+
+    fn cancel(&mut self, _now: Time, id: WorkId) {
+        match &mut self.side {
+            Side::Holder(holder) => holder.cancel(&mut self.streams, id, &mut self.done),
+            Side::Reader(reader) => reader.cancel(&mut self.streams, id, &mut self.done),
+        }
+        self.attention = true;
+    }
+
+    fn in_flight(&self) -> usize {
+        let open = match &self.side {
+            Side::Holder(holder) => holder.open_count(),
+            Side::Reader(reader) => reader.open_count(),
+        };
+        open + self.done.len()
+    }
+}

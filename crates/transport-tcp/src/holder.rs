@@ -1,0 +1,398 @@
+//! The holding side of an endpoint: serves parts of plans to the reader that fetches them.
+//!
+//! ```text
+//! post -> (Fetch on a stream) -> ready -> piece: sum, then send while hot -> ready -> ... -> closing
+//!                                                                                              |
+//!       Completion Ok: every part's trailer said live  <--- Trailer, lease asked in a later turn
+//! ```
+//!
+//! The trailer is made in a later turn than the one in which the last byte left: that turn's `now` was read after the
+//! byte left, so no clock is needed here. A work that ends early completes at once and its memory is not read again:
+//! zeros fill the piece that was cut short, and the trailer says why.
+//!
+//! Limits: `works_max` works; as many early fetches a stream, each for `fetch_ahead_max`, then it is refused. Failure:
+//! a reader that breaks the rules is [`Fault::Protocol`], which ends the endpoint.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvferry_core::lease::LeaseGate;
+use kvferry_core::plan::{Cursor, Side};
+use kvferry_core::{Time, WorkId};
+use kvferry_memory::Region;
+use kvferry_transport::{Completion, Fault, ServeWork, Work, plan_fits};
+use slab::Slab;
+
+use crate::frame::{Frame, HEADER_BYTES, Outcome, Tag};
+use crate::outflow::{Outflow, Outgoing};
+use crate::settings::Settings;
+use crate::share::shares;
+use crate::stream::Stream;
+use crate::wire::{Body, Wire};
+
+/// All serving of one endpoint.
+pub(crate) struct HolderSide {
+    serves: Slab<Serve>,
+    ids: HashMap<WorkId, usize>,
+    /// Fetches whose work has not been posted yet.
+    early: Vec<EarlyFetch>,
+    outflows: Vec<Outflow>,
+    /// Counts turns, to tell a later one.
+    turn: u64,
+    works_max: usize,
+    early_max: usize,
+    fetch_ahead_max: Duration,
+    piece_bytes: u64,
+    /// Answers a reader may leave unread on a stream before it is not listened to any more.
+    control_bytes_max: usize,
+}
+
+/// One posted work, until its completion.
+pub(crate) struct Serve {
+    id: WorkId,
+    pub(crate) source: Arc<Region>,
+    pub(crate) lease: LeaseGate,
+    deadline: Time,
+    digest: u64,
+    bytes: u64,
+    /// One for each stream.
+    parts: Vec<Option<Part>>,
+    parts_open: usize,
+}
+
+/// One stream's share of a work.
+struct Part {
+    cursor: Cursor,
+    /// The reader's name for it, once it was fetched.
+    tag: Option<Tag>,
+    sequence: u32,
+    sent: u64,
+    /// The trailer was queued.
+    ended: bool,
+}
+
+struct EarlyFetch {
+    stream: usize,
+    work: WorkId,
+    tag: Tag,
+    digest: u64,
+    until: Time,
+}
+
+impl HolderSide {
+    /// Nothing to serve yet.
+    pub(crate) fn new(stream_count: usize, settings: &Settings) -> Self {
+        Self {
+            serves: Slab::new(),
+            ids: HashMap::new(),
+            early: Vec::new(),
+            outflows: (0..stream_count).map(|_| Outflow::new()).collect(),
+            turn: 0,
+            works_max: settings.works_max,
+            early_max: settings.works_max * stream_count,
+            fetch_ahead_max: settings.fetch_ahead_max,
+            piece_bytes: u64::from(settings.piece_bytes),
+            control_bytes_max: settings.works_max * 2 * HEADER_BYTES,
+        }
+    }
+
+    /// Works that have not completed.
+    pub(crate) fn open_count(&self) -> usize {
+        self.serves.len()
+    }
+
+    /// Whether this stream has bytes to send, now or in the next turn.
+    pub(crate) fn has_output(&self, stream: usize) -> bool {
+        self.outflows[stream].has_output()
+    }
+
+    /// Whether a trailer must be made in the next turn.
+    pub(crate) fn has_trailer_due(&self, stream: usize) -> bool {
+        !self.outflows[stream].closing.is_empty()
+    }
+
+    /// Whether a fetch waits for its work.
+    pub(crate) fn has_early(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    /// The earliest moment at which something here ends by itself.
+    pub(crate) fn next_deadline(&self) -> Time {
+        let works = self.serves.iter().map(|(_, serve)| serve.deadline);
+        works.chain(self.early.iter().map(|early| early.until)).min().unwrap_or(Time::NEVER)
+    }
+
+    /// Takes a work on; its bytes leave when the reader fetches them.
+    pub(crate) fn post(&mut self, streams: &mut [Stream], serve: ServeWork) -> Result<(), (Fault, Work)> {
+        let refusal = if self.ids.contains_key(&serve.id) {
+            Some(Fault::Refused)
+        } else if self.serves.len() >= self.works_max {
+            Some(Fault::Full)
+        } else if !plan_fits(&serve.plan, Side::Source, &serve.source) {
+            Some(Fault::OutOfBounds)
+        } else {
+            None
+        };
+        if let Some(fault) = refusal {
+            return Err((fault, Work::Serve(serve)));
+        }
+
+        let shares = shares(&serve.plan, serve.id, streams.len());
+        let parts_open = shares.iter().flatten().count();
+        let part =
+            |plan| Part { cursor: Cursor::new(plan, Side::Source), tag: None, sequence: 0, sent: 0, ended: false };
+        let slot = self.serves.insert(Serve {
+            id: serve.id,
+            source: serve.source,
+            lease: serve.lease,
+            deadline: serve.deadline,
+            digest: serve.plan.digest(),
+            bytes: serve.plan.bytes(),
+            parts: shares.into_iter().map(|share| share.map(part)).collect(),
+            parts_open,
+        });
+        self.ids.insert(serve.id, slot);
+        let (came, rest): (Vec<_>, Vec<_>) = self.early.drain(..).partition(|early| early.work == serve.id);
+        self.early = rest;
+        for early in came {
+            self.start(streams, slot, &early);
+        }
+        Ok(())
+    }
+
+    /// Ends a work early, if it has not ended.
+    pub(crate) fn cancel(&mut self, streams: &mut [Stream], id: WorkId, done: &mut Vec<Completion>) {
+        if let Some(&slot) = self.ids.get(&id) {
+            self.end(streams, slot, Outcome::Withdrawn, Fault::Cancelled, done);
+        }
+    }
+
+    /// Ends the works whose deadline has passed and refuses the fetches that waited too long.
+    pub(crate) fn expire(&mut self, streams: &mut [Stream], now: Time, done: &mut Vec<Completion>) {
+        let late = |(slot, serve): (usize, &Serve)| (serve.deadline <= now).then_some(slot);
+        let slots: Vec<usize> = self.serves.iter().filter_map(late).collect();
+        for slot in slots {
+            self.end(streams, slot, Outcome::Deadline, Fault::Deadline, done);
+        }
+        self.early.retain(|early| {
+            if early.until <= now {
+                streams[early.stream].push(&Frame::Refuse { work: early.work, tag: early.tag }.encode());
+            }
+            early.until > now
+        });
+    }
+
+    /// Ends every work: the endpoint is gone.
+    pub(crate) fn end_all(&mut self, fault: Fault, done: &mut Vec<Completion>) {
+        self.ids.clear();
+        done.extend(self.serves.drain().map(|serve| Completion { id: serve.id, result: Err(fault) }));
+    }
+
+    /// A turn has begun, with a `now` that was read after everything of the last turn.
+    pub(crate) const fn begin_turn(&mut self) {
+        self.turn += 1;
+    }
+
+    /// Whether the reader of this stream is listened to: not while it leaves too many answers unread.
+    pub(crate) fn is_listening(&self, stream: &Stream) -> bool {
+        stream.control().len() < self.control_bytes_max
+    }
+
+    /// Receives on one stream until it has no more, or `calls` system calls were made.
+    pub(crate) fn receive(
+        &mut self,
+        streams: &mut [Stream],
+        index: usize,
+        wire: &mut Wire,
+        now: Time,
+        calls: u32,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), Fault> {
+        for _ in 0..calls {
+            if !streams[index].is_readable() || !self.is_listening(&streams[index]) {
+                break;
+            }
+            streams[index].receive(wire, &Body::None, 0, true, now)?;
+            while let Some(frame) = streams[index].next_frame()? {
+                self.handle_frame(streams, index, frame, now, done)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_frame(
+        &mut self,
+        streams: &mut [Stream],
+        index: usize,
+        frame: Frame,
+        now: Time,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), Fault> {
+        match frame {
+            Frame::Fetch { work, tag, digest } => {
+                let early = EarlyFetch { stream: index, work, tag, digest, until: now.after(self.fetch_ahead_max) };
+                match self.ids.get(&work) {
+                    Some(&slot) => self.start(streams, slot, &early),
+                    None if self.early.len() < self.early_max => self.early.push(early),
+                    None => streams[index].push(&Frame::Refuse { work, tag }.encode()),
+                }
+                Ok(())
+            }
+            Frame::Cancel { work, tag } => {
+                let matches = |early: &EarlyFetch| early.stream == index && early.work == work && early.tag == tag;
+                if let Some(place) = self.early.iter().position(matches) {
+                    self.early.swap_remove(place);
+                    streams[index].push(&Frame::Refuse { work, tag }.encode());
+                } else if let Some(&slot) = self.ids.get(&work) {
+                    // A trailer may have crossed it, then there is nothing left to stop.
+                    let part = self.serves[slot].parts[index].as_ref();
+                    if part.is_some_and(|part| part.tag == Some(tag) && !part.ended) {
+                        self.end(streams, slot, Outcome::Stopped, Fault::Cancelled, done);
+                    }
+                }
+                Ok(())
+            }
+            Frame::Hello { .. }
+            | Frame::Piece { .. }
+            | Frame::Refuse { .. }
+            | Frame::Trailer { .. }
+            | Frame::Welcome => Err(Fault::Protocol),
+        }
+    }
+
+    /// Sends on one stream until it takes no more, or `calls` system calls were made.
+    pub(crate) fn send(
+        &mut self,
+        streams: &mut [Stream],
+        index: usize,
+        wire: &mut Wire,
+        now: Time,
+        calls: u32,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), Fault> {
+        for _ in 0..calls {
+            self.close_parts(streams, index, now, done);
+            if !streams[index].is_writable() {
+                return Ok(());
+            }
+            if self.outflows[index].piece.is_none() {
+                self.begin_piece(streams, index, now, done)?;
+            } else if let Some(slot) = self.outflows[index].piece.as_ref().and_then(|piece| piece.slot)
+                && !self.serves[slot].lease.is_live(now)
+            {
+                self.end(streams, slot, Outcome::LeaseEnded, Fault::LeaseEnded, done);
+            }
+            let outflow = &mut self.outflows[index];
+            if outflow.piece.is_none() && streams[index].control().is_empty() {
+                return Ok(());
+            }
+            let source = outflow.piece.as_ref().and_then(|piece| piece.slot).map(|slot| &*self.serves[slot].source);
+            if let Some(finished) = outflow.send(&mut streams[index], source, wire, now)? {
+                self.handle_piece_sent(index, finished);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a part whose fetch and work have both come.
+    fn start(&mut self, streams: &mut [Stream], slot: usize, fetch: &EarlyFetch) {
+        let (serve, outflow) = (&mut self.serves[slot], &mut self.outflows[fetch.stream]);
+        match &mut serve.parts[fetch.stream] {
+            Some(part) if part.tag.is_none() && serve.digest == fetch.digest => {
+                part.tag = Some(fetch.tag);
+                if part.cursor.remaining() == 0 {
+                    outflow.closing.push_back((slot, self.turn));
+                } else {
+                    outflow.ready.push_back(slot);
+                }
+            }
+            // Another plan than ours, a part that this stream does not carry, or one that was fetched before.
+            _ => streams[fetch.stream].push(&Frame::Refuse { work: fetch.work, tag: fetch.tag }.encode()),
+        }
+    }
+
+    /// Makes the next piece of whichever work's turn it is.
+    fn begin_piece(
+        &mut self,
+        streams: &mut [Stream],
+        index: usize,
+        now: Time,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), Fault> {
+        while let Some(slot) = self.outflows[index].ready.pop_front() {
+            if !self.serves[slot].lease.is_live(now) {
+                self.end(streams, slot, Outcome::LeaseEnded, Fault::LeaseEnded, done);
+                continue;
+            }
+            let serve = &mut self.serves[slot];
+            let Some(part) = &mut serve.parts[index] else { continue };
+            let Some(tag) = part.tag else { continue };
+            let (length, checksum) = self.outflows[index].load(&mut part.cursor, &serve.source, self.piece_bytes)?;
+            let piece = Frame::Piece { work: serve.id, tag, sequence: part.sequence, length, checksum };
+            part.sequence = part.sequence.wrapping_add(1);
+            part.sent += u64::from(length);
+            self.outflows[index].piece =
+                Some(Outgoing { slot: Some(slot), header: piece.encode(), header_sent: 0, left: u64::from(length) });
+            break;
+        }
+        Ok(())
+    }
+
+    fn handle_piece_sent(&mut self, index: usize, slot: usize) {
+        let Some(part) = &self.serves[slot].parts[index] else { return };
+        let outflow = &mut self.outflows[index];
+        if part.cursor.remaining() == 0 {
+            outflow.closing.push_back((slot, self.turn));
+        } else {
+            outflow.ready.push_back(slot);
+        }
+    }
+
+    /// Queues the trailers of the parts whose last byte left in an earlier turn.
+    fn close_parts(&mut self, streams: &mut [Stream], index: usize, now: Time, done: &mut Vec<Completion>) {
+        while let Some((slot, _)) = self.outflows[index].closing.pop_front_if(|(_, turn)| *turn < self.turn) {
+            // The bytes were read before this, on whatever processor: the gate must not be looked at any earlier.
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            let serve = &mut self.serves[slot];
+            if !serve.lease.is_live(now) {
+                self.end(streams, slot, Outcome::LeaseEnded, Fault::LeaseEnded, done);
+                continue;
+            }
+            streams[index].push(&serve.trailer(index, Outcome::Live));
+            serve.parts_open -= 1;
+            if serve.parts_open == 0 {
+                self.ids.remove(&serve.id);
+                done.push(Completion { id: serve.id, result: Ok(serve.bytes) });
+                self.serves.remove(slot);
+            }
+        }
+    }
+
+    /// Completes a work with a fault. Its memory is not read from here on.
+    fn end(&mut self, streams: &mut [Stream], slot: usize, outcome: Outcome, fault: Fault, done: &mut Vec<Completion>) {
+        let mut serve = self.serves.remove(slot);
+        self.ids.remove(&serve.id);
+        done.push(Completion { id: serve.id, result: Err(fault) });
+        for (index, (stream, outflow)) in streams.iter_mut().zip(&mut self.outflows).enumerate() {
+            outflow.forget(slot);
+            let fetched = |part: &Part| part.tag.is_some() && !part.ended;
+            if serve.parts[index].as_ref().is_some_and(fetched) {
+                stream.push(&serve.trailer(index, outcome));
+            }
+        }
+    }
+}
+
+impl Serve {
+    /// The end of one part that was fetched.
+    fn trailer(&mut self, index: usize, outcome: Outcome) -> [u8; HEADER_BYTES] {
+        let (mut tag, mut bytes) = (Tag(0), 0);
+        if let Some(part) = &mut self.parts[index] {
+            part.ended = true;
+            tag = part.tag.unwrap_or(tag);
+            bytes = part.sent;
+        }
+        Frame::Trailer { work: self.id, tag, bytes, digest: self.digest, outcome }.encode()
+    }
+}

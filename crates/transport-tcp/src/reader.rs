@@ -1,0 +1,353 @@
+//! The reading side of an endpoint: fetches parts of plans and lands their bytes in the target region.
+//!
+//! ```text
+//! post -> Fetch on each stream with a part -> Piece -> bytes into the target, summed while hot -> ... -> Trailer
+//!                                                                                                         |
+//!                      Completion Ok: every part's trailer live, all bytes, all checksums, same plan  <---+
+//! ```
+//!
+//! A read that failed or was cancelled completes at once and lets go of its region. Its slot stays until each of its
+//! parts has ended on the wire; what still comes for it is thrown away, so that the streams stay in step.
+//!
+//! Limits: `works_max` slots. Failure: a peer that breaks the rules is [`Fault::Protocol`], which ends the endpoint.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use kvferry_core::plan::{Cursor, Side};
+use kvferry_core::{Time, WorkId};
+use kvferry_memory::Region;
+use kvferry_transport::{Completion, Fault, ReadWork, Source, Work, plan_fits};
+use slab::Slab;
+
+use crate::frame::{Frame, Outcome, Tag};
+use crate::inflow::Inflow;
+use crate::share::shares;
+use crate::stream::Stream;
+use crate::wire::{Body, Wire};
+
+/// All reads of one endpoint.
+pub(crate) struct ReaderSide {
+    reads: Slab<Read>,
+    /// Reads that have not completed.
+    ids: HashMap<WorkId, usize>,
+    /// Goes into every tag, so that a slot's next read is not taken for its last.
+    generation: u32,
+    inflows: Vec<Inflow>,
+    works_max: usize,
+}
+
+/// One posted read, until its last part has ended on the wire.
+struct Read {
+    id: WorkId,
+    /// The holder's name for it.
+    work: WorkId,
+    tag: Tag,
+    digest: u64,
+    bytes: u64,
+    deadline: Time,
+    /// Present until the completion; without it bytes are thrown away.
+    target: Option<Arc<Region>>,
+    /// One for each stream.
+    parts: Vec<Part>,
+    parts_open: usize,
+}
+
+/// One stream's share of a read.
+struct Part {
+    /// Fetched, and neither trailer nor refusal came yet.
+    open: bool,
+    bytes: u64,
+    /// Bytes that no piece has announced yet.
+    unannounced: u64,
+    sequence: u32,
+    /// A piece did not match its checksum.
+    corrupt: bool,
+    /// Where the unannounced bytes go; dropped with the target.
+    cursor: Option<Cursor>,
+}
+
+impl ReaderSide {
+    /// No reads yet.
+    pub(crate) fn new(stream_count: usize, works_max: usize) -> Self {
+        Self {
+            reads: Slab::new(),
+            ids: HashMap::new(),
+            generation: 0,
+            inflows: (0..stream_count).map(|_| Inflow::new()).collect(),
+            works_max,
+        }
+    }
+
+    /// Reads that have not completed.
+    pub(crate) fn open_count(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether bytes must come on this stream.
+    pub(crate) fn is_due(&self, stream: usize) -> bool {
+        self.inflows[stream].due > 0
+    }
+
+    /// The earliest deadline of a read.
+    pub(crate) fn next_deadline(&self) -> Time {
+        self.ids.values().map(|&slot| self.reads[slot].deadline).min().unwrap_or(Time::NEVER)
+    }
+
+    /// Takes a read on and asks the holder for it.
+    pub(crate) fn post(&mut self, streams: &mut [Stream], now: Time, read: ReadWork) -> Result<(), (Fault, Work)> {
+        let Source::Peer { work } = read.source else {
+            return Err((Fault::Unsupported, Work::Read(read)));
+        };
+        let refusal = if self.ids.contains_key(&read.id) {
+            Some(Fault::Refused)
+        } else if self.reads.len() >= self.works_max {
+            Some(Fault::Full)
+        } else if !plan_fits(&read.plan, Side::Target, &read.target) {
+            Some(Fault::OutOfBounds)
+        } else {
+            None
+        };
+        if let Some(fault) = refusal {
+            return Err((fault, Work::Read(read)));
+        }
+
+        self.generation = self.generation.wrapping_add(1);
+        let entry = self.reads.vacant_entry();
+        let slot = entry.key();
+        let tag = Tag(u64::from(self.generation) << 32 | slot as u64);
+        let shares = shares(&read.plan, work, streams.len());
+        let parts_open = shares.iter().flatten().count();
+        let (digest, bytes) = (read.plan.digest(), read.plan.bytes());
+        let mut parts = Vec::with_capacity(streams.len());
+        for ((share, stream), inflow) in shares.into_iter().zip(streams).zip(&mut self.inflows) {
+            if share.is_some() {
+                stream.push(&Frame::Fetch { work, tag, digest }.encode());
+                if inflow.due == 0 {
+                    stream.heard = now;
+                }
+                inflow.due += 1;
+            }
+            let bytes = share.as_ref().map_or(0, |plan| plan.bytes());
+            parts.push(Part {
+                open: share.is_some(),
+                bytes,
+                unannounced: bytes,
+                sequence: 0,
+                corrupt: false,
+                cursor: share.map(|plan| Cursor::new(plan, Side::Target)),
+            });
+        }
+        entry.insert(Read {
+            id: read.id,
+            work,
+            tag,
+            digest,
+            bytes,
+            deadline: read.deadline,
+            target: Some(read.target),
+            parts,
+            parts_open,
+        });
+        self.ids.insert(read.id, slot);
+        Ok(())
+    }
+
+    /// Ends a read early, if it has not ended.
+    pub(crate) fn cancel(&mut self, streams: &mut [Stream], id: WorkId, done: &mut Vec<Completion>) {
+        if let Some(&slot) = self.ids.get(&id) {
+            self.fail(streams, slot, Fault::Cancelled, done);
+        }
+    }
+
+    /// Ends the reads whose deadline has passed.
+    pub(crate) fn expire(&mut self, streams: &mut [Stream], now: Time, done: &mut Vec<Completion>) {
+        let late = |slot: &usize| self.reads[*slot].deadline <= now;
+        let slots: Vec<usize> = self.ids.values().copied().filter(late).collect();
+        for slot in slots {
+            self.fail(streams, slot, Fault::Deadline, done);
+        }
+    }
+
+    /// Ends every read: the endpoint is gone.
+    pub(crate) fn end_all(&mut self, fault: Fault, done: &mut Vec<Completion>) {
+        done.extend(self.ids.drain().map(|(id, _)| Completion { id, result: Err(fault) }));
+        self.reads.clear();
+    }
+
+    /// Receives on one stream until it has no more, or `calls` system calls were made.
+    pub(crate) fn receive(
+        &mut self,
+        streams: &mut [Stream],
+        index: usize,
+        wire: &mut Wire,
+        now: Time,
+        calls: u32,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), Fault> {
+        for _ in 0..calls {
+            self.use_ahead(streams, index, done)?;
+            let stream = &mut streams[index];
+            if !stream.is_readable() {
+                return Ok(());
+            }
+            let inflow = &mut self.inflows[index];
+            let Some(slot) = inflow.slot() else {
+                stream.receive(wire, &Body::None, 0, true, now)?;
+                continue;
+            };
+            let read = &mut self.reads[slot];
+            let part = &mut read.parts[index];
+            let left = inflow.left();
+            if let Some(target) = &read.target {
+                inflow.refill(part.cursor.as_mut());
+                let (slices, bytes) = inflow.slices();
+                let landed = stream.receive(wire, &Body::Region(target, slices), bytes, bytes == left, now)?;
+                inflow.land(target, landed)?;
+            } else {
+                let dropped = stream.receive(wire, &Body::Void(left), left, true, now)?;
+                inflow.drop_bytes(dropped);
+            }
+            part.corrupt |= inflow.end_piece() == Some(false);
+        }
+        self.use_ahead(streams, index, done)
+    }
+
+    /// Acts on everything that was read ahead.
+    fn use_ahead(&mut self, streams: &mut [Stream], index: usize, done: &mut Vec<Completion>) -> Result<(), Fault> {
+        loop {
+            let inflow = &mut self.inflows[index];
+            let Some(slot) = inflow.slot() else {
+                match streams[index].next_frame()? {
+                    Some(frame) => self.handle_frame(streams, index, frame, done)?,
+                    None => return Ok(()),
+                }
+                continue;
+            };
+            if !streams[index].has_ahead() {
+                return Ok(());
+            }
+            let read = &mut self.reads[slot];
+            let part = &mut read.parts[index];
+            if let Some(target) = &read.target {
+                inflow.refill(part.cursor.as_mut());
+                let Some(slice) = inflow.slices().0.first().copied() else { return Err(Fault::Protocol) };
+                let bytes = streams[index].take_ahead(slice.length);
+                target.write(slice.offset, bytes).map_err(|_| Fault::OutOfBounds)?;
+                let length = bytes.len() as u64;
+                inflow.land(target, length)?;
+            } else {
+                let dropped = streams[index].take_ahead(inflow.left()).len() as u64;
+                inflow.drop_bytes(dropped);
+            }
+            part.corrupt |= inflow.end_piece() == Some(false);
+        }
+    }
+
+    fn handle_frame(
+        &mut self,
+        streams: &mut [Stream],
+        index: usize,
+        frame: Frame,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), Fault> {
+        if !streams[index].welcomed {
+            streams[index].welcomed = frame == Frame::Welcome;
+            return if streams[index].welcomed { Ok(()) } else { Err(Fault::Protocol) };
+        }
+        match frame {
+            Frame::Piece { work, tag, sequence, length, checksum } => {
+                let slot = self.open_part(index, work, tag)?;
+                let part = &mut self.reads[slot].parts[index];
+                let length = u64::from(length);
+                if sequence != part.sequence || length == 0 || length > part.unannounced {
+                    return Err(Fault::Protocol);
+                }
+                part.sequence = part.sequence.wrapping_add(1);
+                part.unannounced -= length;
+                self.inflows[index].begin(slot, length, checksum);
+                Ok(())
+            }
+            Frame::Trailer { work, tag, bytes, digest, outcome } => {
+                let slot = self.open_part(index, work, tag)?;
+                let fault = self.reads[slot].judge(index, bytes, digest, outcome)?;
+                self.close_part(streams, index, slot, fault, done);
+                Ok(())
+            }
+            Frame::Refuse { work, tag } => {
+                let slot = self.open_part(index, work, tag)?;
+                self.close_part(streams, index, slot, Some(Fault::Refused), done);
+                Ok(())
+            }
+            Frame::Cancel { .. } | Frame::Fetch { .. } | Frame::Hello { .. } | Frame::Welcome => Err(Fault::Protocol),
+        }
+    }
+
+    /// The read a frame is about, if this stream still owes it something.
+    fn open_part(&self, index: usize, work: WorkId, tag: Tag) -> Result<usize, Fault> {
+        let slot = usize::try_from(tag.0 & u64::from(u32::MAX)).map_err(|_| Fault::Protocol)?;
+        let known = |read: &&Read| read.tag == tag && read.work == work && read.parts[index].open;
+        self.reads.get(slot).filter(known).map(|_| slot).ok_or(Fault::Protocol)
+    }
+
+    fn close_part(
+        &mut self,
+        streams: &mut [Stream],
+        index: usize,
+        slot: usize,
+        fault: Option<Fault>,
+        done: &mut Vec<Completion>,
+    ) {
+        self.inflows[index].due -= 1;
+        let read = &mut self.reads[slot];
+        read.parts[index].open = false;
+        read.parts_open -= 1;
+        if let Some(fault) = fault {
+            self.fail(streams, slot, fault, done);
+        }
+        if self.reads[slot].parts_open == 0 {
+            let read = self.reads.remove(slot);
+            if read.target.is_some() {
+                self.ids.remove(&read.id);
+                done.push(Completion { id: read.id, result: Ok(read.bytes) });
+            }
+        }
+    }
+
+    /// Completes a read with a fault, unless it has completed, and lets go of its memory. What it is still owed comes
+    /// to nothing.
+    fn fail(&mut self, streams: &mut [Stream], slot: usize, fault: Fault, done: &mut Vec<Completion>) {
+        let read = &mut self.reads[slot];
+        if read.target.take().is_none() {
+            return;
+        }
+        self.ids.remove(&read.id);
+        done.push(Completion { id: read.id, result: Err(fault) });
+        for (part, stream) in read.parts.iter_mut().zip(streams) {
+            part.cursor = None;
+            if part.open {
+                stream.push(&Frame::Cancel { work: read.work, tag: read.tag }.encode());
+            }
+        }
+    }
+}
+
+impl Read {
+    /// What the trailer of one part makes of the read. `Err`: the peer contradicts itself.
+    fn judge(&self, index: usize, bytes: u64, digest: u64, outcome: Outcome) -> Result<Option<Fault>, Fault> {
+        let part = &self.parts[index];
+        Ok(match outcome {
+            Outcome::Live if part.unannounced > 0 || bytes != part.bytes || digest != self.digest => {
+                return Err(Fault::Protocol);
+            }
+            // Nobody asked it to stop.
+            Outcome::Stopped if self.target.is_some() => return Err(Fault::Protocol),
+            Outcome::Live if part.corrupt => Some(Fault::ChecksumMismatch),
+            Outcome::Live => None,
+            // A piece that was cut short is filled up with zeros, so these come before the checksum.
+            Outcome::LeaseEnded => Some(Fault::LeaseEnded),
+            Outcome::Deadline => Some(Fault::Deadline),
+            Outcome::Withdrawn | Outcome::Stopped => Some(Fault::Cancelled),
+        })
+    }
+}

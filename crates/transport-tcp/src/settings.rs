@@ -1,0 +1,94 @@
+//! What an operator may choose about the TCP transport.
+
+use std::time::Duration;
+
+/// Most streams of one endpoint.
+pub const STREAMS_MAX: usize = 64;
+
+/// Settings of one [`TcpTransport`](crate::TcpTransport); out-of-range values are brought into range by
+/// [`TcpTransport::bind`](crate::TcpTransport::bind).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Connections that have not shown a valid Hello yet. More wait in the kernel's backlog. Default 64, limit 1,024.
+    /// Costs about 200 bytes and a file descriptor each.
+    pub half_open_max: usize,
+    /// How long a connection may take to show a valid Hello. Default 2 s.
+    pub hello_max: Duration,
+    /// Endpoints, coming and up, in both roles. Default 256, limit 4,096. Each stream costs a file descriptor, about
+    /// 50 KiB here and what the kernel keeps in its socket buffers.
+    pub endpoints_max: usize,
+    /// How long a Fetch may be ahead of the work it asks for. Default 1 s.
+    pub fetch_ahead_max: Duration,
+    /// Bytes under one checksum, at most. Default 1 MiB, 4 KiB to 64 MiB. A smaller piece shares a stream more
+    /// fairly; a larger one saves system calls.
+    pub piece_bytes: u32,
+    /// Kernel send and receive buffer of each stream, in bytes; 0, the default, lets the kernel size them as it goes.
+    /// The kernel caps it at `net.core.wmem_max` and `net.core.rmem_max` without a word.
+    pub socket_buffer_bytes: u32,
+    /// How long a stream with bytes due may stand still until its endpoint goes down. Default 5 s.
+    pub stall_max: Duration,
+    /// System calls on one stream in one turn. Default 8, at least 1. More serve one stream better, fewer keep a turn
+    /// short.
+    pub stream_calls_max: u32,
+    /// Works in flight on one endpoint. Default 1,024, limit 65,536. Costs the cursors of their plans, about 200
+    /// bytes a stream.
+    pub works_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            half_open_max: 64,
+            hello_max: Duration::from_secs(2),
+            endpoints_max: 256,
+            fetch_ahead_max: Duration::from_secs(1),
+            piece_bytes: 1 << 20,
+            socket_buffer_bytes: 0,
+            stall_max: Duration::from_secs(5),
+            stream_calls_max: 8,
+            works_max: 1024,
+        }
+    }
+}
+
+impl Settings {
+    /// The same settings with every number inside its limits.
+    #[must_use]
+    pub(crate) fn clamped(&self) -> Self {
+        Self {
+            half_open_max: self.half_open_max.clamp(1, 1024),
+            hello_max: self.hello_max,
+            endpoints_max: self.endpoints_max.clamp(1, 4096),
+            fetch_ahead_max: self.fetch_ahead_max,
+            piece_bytes: self.piece_bytes.clamp(4 << 10, 64 << 20),
+            socket_buffer_bytes: self.socket_buffer_bytes,
+            stall_max: self.stall_max,
+            stream_calls_max: self.stream_calls_max.max(1),
+            works_max: self.works_max.clamp(1, 1 << 16),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_in_range() {
+        assert_eq!(Settings::default().clamped(), Settings::default());
+    }
+
+    #[test]
+    fn nonsense_is_brought_into_range() {
+        let settings = Settings {
+            piece_bytes: 0,
+            works_max: 0,
+            stream_calls_max: 0,
+            half_open_max: usize::MAX,
+            ..Settings::default()
+        }
+        .clamped();
+        assert_eq!((settings.piece_bytes, settings.works_max), (4096, 1));
+        assert_eq!((settings.stream_calls_max, settings.half_open_max), (1, 1024));
+    }
+}

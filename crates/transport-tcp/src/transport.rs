@@ -1,0 +1,268 @@
+//! The transport: one epoll, a door for callers, and the endpoints.
+//!
+//! ```text
+//! turn: epoll (no waiting) -> flags of streams -> callers join endpoints -> each endpoint that has something to do
+//! ```
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use kvferry_core::Time;
+use kvferry_memory::Region;
+use kvferry_transport::{Admission, Dial, Endpoint, EndpointId, Event, Fault, Transport};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData};
+use slab::Slab;
+
+use crate::Counters;
+use crate::admission::{Caller, Door};
+use crate::endpoint::TcpEndpoint;
+use crate::settings::{STREAMS_MAX, Settings};
+use crate::socket;
+use crate::stream::INTEREST;
+use crate::token::Token;
+use crate::wire::{self, Wire};
+
+/// Events taken from epoll in one turn.
+const EVENTS_MAX: usize = 128;
+
+/// Moves bytes over TCP. See the crate's documentation.
+pub struct TcpTransport {
+    epoll: OwnedFd,
+    door: Door,
+    settings: Settings,
+    endpoints: Slab<TcpEndpoint>,
+    ids: HashMap<EndpointId, usize>,
+    generation: u32,
+    wire: Wire,
+    /// Events of calls between turns.
+    pending: Vec<Event>,
+}
+
+impl TcpTransport {
+    /// Listens on `address`; port 0 lets the kernel choose, see [`local_addr`](Self::local_addr).
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says to the address or to the settings' socket buffers.
+    pub fn bind(address: SocketAddr, settings: &Settings) -> io::Result<Self> {
+        let settings = settings.clamped();
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let door = Door::open(epoll.as_fd(), address, &settings)?;
+        Ok(Self {
+            epoll,
+            door,
+            settings,
+            endpoints: Slab::new(),
+            ids: HashMap::new(),
+            generation: 0,
+            wire: Wire::new(),
+            pending: Vec::new(),
+        })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.door.local_addr()
+    }
+
+    /// What it has counted so far.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.wire.counters
+    }
+
+    fn check_new(&self, id: EndpointId, stream_count: usize) -> Result<(), Fault> {
+        if stream_count == 0 || stream_count > STREAMS_MAX || self.ids.contains_key(&id) {
+            return Err(Fault::Refused);
+        }
+        if self.endpoints.len() >= self.settings.endpoints_max {
+            return Err(Fault::Full);
+        }
+        Ok(())
+    }
+
+    /// Asks epoll what happened. True: it may have more to tell.
+    fn poll(&mut self, now: Time) -> bool {
+        let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut room = [MaybeUninit::uninit(); EVENTS_MAX];
+        // It fails for a signal alone, which the next turn makes good, or for a wrong fd, which ours is not.
+        let Ok((ready, _)) = epoll::wait(&self.epoll, &mut room, Some(&no_wait)) else { return true };
+        for event in &*ready {
+            let (flags, data) = (event.flags, event.data);
+            match Token::from_u64(data.u64()) {
+                Some(Token::Door) => self.door.handle_knock(),
+                Some(Token::HalfOpen { slot, generation }) => {
+                    if let Some(caller) = self.door.handle_bytes(slot, generation, &mut self.wire.counters)
+                        && !self.welcome(caller, now)
+                    {
+                        self.wire.counters.hellos_refused += 1;
+                    }
+                }
+                Some(Token::Stream { slot, stream, generation }) => {
+                    let endpoint = self.endpoints.get_mut(slot);
+                    if let Some(endpoint) = endpoint.filter(|endpoint| endpoint.generation == generation) {
+                        endpoint.handle_flags(stream, flags);
+                    }
+                }
+                None => {}
+            }
+        }
+        ready.len() == EVENTS_MAX
+    }
+
+    /// Lets a caller with a good key in. False: closed without a word.
+    fn welcome(&mut self, caller: Caller, now: Time) -> bool {
+        let Some(&slot) = self.ids.get(&caller.endpoint) else { return false };
+        let Ok(stream) = usize::try_from(caller.stream) else { return false };
+        let endpoint = &mut self.endpoints[slot];
+        if !endpoint.take_key(stream, &caller.key, now) {
+            return false;
+        }
+        let token = Token::Stream { slot, stream, generation: endpoint.generation };
+        if epoll::modify(&self.epoll, &caller.socket, EventData::new_u64(token.to_u64()), INTEREST).is_err() {
+            return false;
+        }
+        endpoint.join(stream, caller.socket, now);
+        true
+    }
+
+    fn remove(&mut self, slot: usize) -> TcpEndpoint {
+        // Its sockets close with it, and a closed socket leaves epoll by itself.
+        let endpoint = self.endpoints.remove(slot);
+        self.ids.remove(&endpoint.id);
+        endpoint
+    }
+}
+
+impl Transport for TcpTransport {
+    fn name(&self) -> &'static str {
+        "tcp"
+    }
+
+    fn register(&mut self, _region: &Arc<Region>) -> Result<(), Fault> {
+        // A socket reads and writes any mapped memory.
+        Ok(())
+    }
+
+    fn deregister(&mut self, _region: &Arc<Region>) {}
+
+    fn connect(&mut self, now: Time, dial: Dial) -> Result<(), Fault> {
+        self.check_new(dial.endpoint, dial.keys.len())?;
+        let open = |_| socket::dial(dial.address, self.settings.socket_buffer_bytes);
+        let sockets = dial.keys.iter().map(open).collect::<io::Result<Vec<_>>>().map_err(|error| fault(&error));
+        let sockets = match sockets {
+            Ok(sockets) => sockets,
+            // No way there right now (no route, say): that is an endpoint that went down, not a wrong call.
+            Err(Fault::PeerClosed) => {
+                self.pending.push(Event::EndpointDown(dial.endpoint, Fault::PeerClosed));
+                return Ok(());
+            }
+            Err(fault) => return Err(fault),
+        };
+        self.generation = self.generation.wrapping_add(1);
+        let entry = self.endpoints.vacant_entry();
+        let slot = entry.key();
+        let endpoint = TcpEndpoint::dialing(&dial, sockets, self.generation, &self.settings, now);
+        for (index, stream) in endpoint.streams().iter().enumerate() {
+            let token = Token::Stream { slot, stream: index, generation: self.generation };
+            epoll::add(&self.epoll, stream.socket(), EventData::new_u64(token.to_u64()), INTEREST)
+                .map_err(wire::fault)?;
+        }
+        entry.insert(endpoint);
+        self.ids.insert(dial.endpoint, slot);
+        Ok(())
+    }
+
+    fn admit(&mut self, _now: Time, admission: Admission) -> Result<(), Fault> {
+        self.check_new(admission.endpoint, admission.keys.len())?;
+        self.generation = self.generation.wrapping_add(1);
+        let endpoint = TcpEndpoint::joining(&admission, self.generation, &self.settings);
+        let slot = self.endpoints.insert(endpoint);
+        self.ids.insert(admission.endpoint, slot);
+        Ok(())
+    }
+
+    fn close(&mut self, _now: Time, endpoint: EndpointId) {
+        let Some(&slot) = self.ids.get(&endpoint) else { return };
+        let mut closed = self.remove(slot);
+        closed.end(Fault::Cancelled);
+        self.pending.extend(closed.done.drain(..).map(Event::Completed));
+        self.pending.push(Event::EndpointDown(endpoint, Fault::Cancelled));
+    }
+
+    fn endpoint(&mut self, id: EndpointId) -> Option<&mut dyn Endpoint> {
+        let endpoint = &mut self.endpoints[*self.ids.get(&id)?];
+        if endpoint.is_up() { Some(endpoint) } else { None }
+    }
+
+    fn turn(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
+        events.append(&mut self.pending);
+        let mut busy = self.poll(now);
+        busy |= self.door.turn(self.epoll.as_fd(), now, &mut self.wire.counters);
+        let mut ended = None;
+        for (slot, endpoint) in &mut self.endpoints {
+            if !endpoint.wants_turn(now) {
+                continue;
+            }
+            match endpoint.turn(&mut self.wire, now) {
+                Ok(turned) => {
+                    busy |= turned.busy;
+                    if turned.came_up {
+                        events.push(Event::EndpointUp(endpoint.id));
+                    }
+                }
+                // One a turn is rare enough; the others keep what they found and end in the next.
+                Err(fault) => {
+                    endpoint.end(fault);
+                    ended = Some((slot, fault));
+                }
+            }
+            events.extend(endpoint.done.drain(..).map(Event::Completed));
+            if ended.is_some() {
+                break;
+            }
+        }
+        if let Some((slot, fault)) = ended {
+            let endpoint = self.remove(slot);
+            events.push(Event::EndpointDown(endpoint.id, fault));
+            return true;
+        }
+        busy
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        if !self.pending.is_empty() {
+            return Some(Time::default());
+        }
+        let endpoints = self.endpoints.iter().map(|(_, endpoint)| endpoint.next_deadline());
+        endpoints.chain([self.door.next_deadline()]).min().filter(|&first| first < Time::NEVER)
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.epoll.as_fd())
+    }
+}
+
+impl fmt::Debug for TcpTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TcpTransport")
+            .field("door", &self.local_addr())
+            .field("endpoints", &self.endpoints.len())
+            .field("counters", &self.counters())
+            .finish_non_exhaustive()
+    }
+}
+
+fn fault(error: &io::Error) -> Fault {
+    error.raw_os_error().map_or(Fault::Io(0), |errno| wire::fault(rustix::io::Errno::from_raw_os_error(errno)))
+}

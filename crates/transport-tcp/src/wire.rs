@@ -1,0 +1,207 @@
+//! The two system calls that move bytes, straight between sockets and regions.
+//!
+//! ```text
+//! send:    [control][header] [region slice]... or [zeros]... [control] --sendmsg--> socket
+//! receive: socket --readv--> [region slice]... or [scratch]... [bytes read ahead]
+//! ```
+//!
+//! Limits: [`SLICES_MAX`] slices a call, [`Wire`] drops none: what did not fit was not asked for. Failure: an errno as
+//! a [`Fault`]; "would block" is not one. This is the one place of the room with raw pointers, and none outlives a call.
+//!
+//! Why not `IoSlice` over `&[u8]`: an engine writes these bytes whenever it likes, so no reference to them may exist.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
+
+use kvferry_core::plan::Slice;
+use kvferry_memory::Region;
+use kvferry_transport::Fault;
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags};
+
+use crate::Counters;
+
+/// Most region slices of one call: the kernel's `UIO_MAXIOV` of 1,024, less what stands before and behind them.
+pub(crate) const SLICES_MAX: usize = 1024 - EDGES_MAX;
+const EDGES_MAX: usize = 4;
+/// Where unwanted bytes go; all streams share it, as nobody looks at it.
+const SCRATCH_BYTES: usize = 64 << 10;
+/// What stands in for bytes that may not be sent any more.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// What lies between the fixed parts of a message.
+pub(crate) enum Body<'a> {
+    /// Nothing.
+    None,
+    /// Bytes of a region.
+    Region(&'a Region, &'a [Slice]),
+    /// This many bytes that mean nothing: zeros out, or read and thrown away.
+    Void(u64),
+}
+
+/// What a call did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Bytes moved.
+    pub(crate) bytes: u64,
+    /// Fewer than asked: the socket has no more (or takes no more) until epoll says so.
+    pub(crate) short: bool,
+}
+
+/// Scratch for the calls of one transport.
+pub(crate) struct Wire {
+    /// Empty between calls.
+    vectors: Vec<Vector>,
+    scratch: Box<[u8]>,
+    /// What the calls did.
+    pub(crate) counters: Counters,
+}
+
+/// Laid out like the system's `iovec`.
+#[repr(C)]
+struct Vector {
+    pointer: *mut u8,
+    length: usize,
+}
+
+const _: () = assert!(size_of::<Vector>() == size_of::<IoSlice<'_>>());
+const _: () = assert!(align_of::<Vector>() == align_of::<IoSlice<'_>>());
+
+// SAFETY: an address and a number; to follow the address is what needs care, and `Wire` does that only inside a call
+// that borrows what it points to.
+unsafe impl Send for Vector {}
+
+impl Wire {
+    /// Room for the longest call.
+    pub(crate) fn new() -> Self {
+        Self {
+            vectors: Vec::with_capacity(SLICES_MAX + EDGES_MAX),
+            scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Writes `before`, then `body`, then `after`, as much as the socket takes.
+    pub(crate) fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        before: [&[u8]; 2],
+        body: &Body<'_>,
+        after: &[u8],
+    ) -> Result<Moved, Fault> {
+        self.vectors.clear();
+        let mut asked = 0;
+        for bytes in before {
+            asked += self.edge(bytes.as_ptr().cast_mut(), bytes.len());
+        }
+        let (body_asked, whole) = self.body(body, ZEROS.as_ptr().cast_mut(), ZEROS.len())?;
+        asked += body_asked;
+        if whole {
+            asked += self.edge(after.as_ptr().cast_mut(), after.len());
+        }
+        // SAFETY: `IoSlice` is documented to have the layout of `iovec`, as `Vector` has (asserted above). Every vector
+        // names bytes that this function's arguments borrow or ZEROS, so they are mapped until the call returns. The
+        // slices are only handed to the kernel, which reads them; no `&[u8]` to a region is ever made.
+        let vectors: &[IoSlice<'_>] =
+            unsafe { std::slice::from_raw_parts(self.vectors.as_ptr().cast(), self.vectors.len()) };
+        let result =
+            retry(|| rustix::net::sendmsg(socket, vectors, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL));
+        self.vectors.clear();
+        self.counters.send_calls += 1;
+        let moved = moved(result, asked)?;
+        self.counters.bytes_sent += moved.bytes;
+        Ok(moved)
+    }
+
+    /// Reads into `body`, then, if the body can be filled, into `ahead`. The end of the stream is a fault.
+    pub(crate) fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        body: &Body<'_>,
+        ahead: &mut [u8],
+    ) -> Result<Moved, Fault> {
+        self.vectors.clear();
+        let scratch = self.scratch.as_mut_ptr();
+        let (mut asked, whole) = self.body(body, scratch, SCRATCH_BYTES)?;
+        if whole {
+            asked += self.edge(ahead.as_mut_ptr(), ahead.len());
+        }
+        // SAFETY: `IoSliceMut` is documented to have the layout of `iovec`, as `Vector` has (asserted above). Every
+        // vector names bytes of a region that `body` borrows, of `ahead`, or of the scratch buffer, all mapped until the
+        // call returns and, but for the regions that engines write too, borrowed by this function alone. They are only
+        // handed to the kernel, which writes them; no `&mut [u8]` to a region is ever made.
+        let vectors: &mut [IoSliceMut<'_>] =
+            unsafe { std::slice::from_raw_parts_mut(self.vectors.as_mut_ptr().cast(), self.vectors.len()) };
+        let result = retry(|| rustix::io::readv(socket, vectors));
+        self.vectors.clear();
+        self.counters.receive_calls += 1;
+        if result == Ok(0) && asked > 0 {
+            return Err(Fault::PeerClosed);
+        }
+        let moved = moved(result, asked)?;
+        self.counters.bytes_received += moved.bytes;
+        Ok(moved)
+    }
+
+    fn edge(&mut self, pointer: *mut u8, length: usize) -> u64 {
+        if length > 0 {
+            self.vectors.push(Vector { pointer, length });
+        }
+        length as u64
+    }
+
+    /// Adds the body's vectors: how many bytes they name, and whether that is all of it.
+    fn body(&mut self, body: &Body<'_>, void: *mut u8, void_length: usize) -> Result<(u64, bool), Fault> {
+        match *body {
+            Body::None => Ok((0, true)),
+            Body::Region(region, slices) => {
+                let mut asked = 0;
+                for slice in slices.iter().take(SLICES_MAX) {
+                    let raw = region.io_slice(slice.offset, slice.length).map_err(|_| Fault::OutOfBounds)?;
+                    asked += self.edge(raw.as_mut_ptr(), raw.len());
+                }
+                Ok((asked, slices.len() <= SLICES_MAX))
+            }
+            Body::Void(bytes) => {
+                let mut left = bytes;
+                for _ in 0..SLICES_MAX {
+                    let length = void_length.min(usize::try_from(left).unwrap_or(usize::MAX));
+                    left -= self.edge(void, length);
+                }
+                Ok((bytes - left, left == 0))
+            }
+        }
+    }
+}
+
+/// What an errno of a socket means for its endpoint.
+pub(crate) const fn fault(errno: Errno) -> Fault {
+    match errno {
+        Errno::CONNABORTED
+        | Errno::CONNREFUSED
+        | Errno::CONNRESET
+        | Errno::HOSTUNREACH
+        | Errno::NETUNREACH
+        | Errno::NOTCONN
+        | Errno::PIPE
+        | Errno::TIMEDOUT => Fault::PeerClosed,
+        _ => Fault::Io(errno.raw_os_error()),
+    }
+}
+
+fn retry(mut call: impl FnMut() -> Result<usize, Errno>) -> Result<usize, Errno> {
+    loop {
+        match call() {
+            Err(Errno::INTR) => {}
+            result => return result,
+        }
+    }
+}
+
+fn moved(result: Result<usize, Errno>, asked: u64) -> Result<Moved, Fault> {
+    match result {
+        Ok(bytes) => Ok(Moved { bytes: bytes as u64, short: (bytes as u64) < asked }),
+        Err(Errno::AGAIN) => Ok(Moved { bytes: 0, short: true }),
+        Err(errno) => Err(fault(errno)),
+    }
+}
