@@ -1,0 +1,39 @@
+//! `kvferry serve`: the daemon.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use super::ended;
+use crate::config::Config;
+use crate::daemon::Daemon;
+
+/// Runs this node's daemon until Ctrl-C or SIGTERM.
+///
+/// Engines attach to the socket kvferry.sock in attach.directory; peers call peer.listen. Without a config file every
+/// setting has its default: loopback only, /run/kvferry. The log's level is set by KVFERRY_LOG, such as
+/// KVFERRY_LOG=debug.
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    /// A TOML file; `kvferry check-config FILE` explains one.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Serve {
+    pub(crate) fn run(self) -> Result<()> {
+        let config = Config::load(&self.config)?;
+        // Control never touches a transfer's bytes: two threads are plenty.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(async {
+            let socket = config.socket();
+            let ended = ended().context("listen for signals")?;
+            let daemon = Daemon::start(config).await?;
+            tracing::info!(
+                socket = %socket.display(), peer = %daemon.peer, data = %daemon.data, admin = %daemon.admin, "ready"
+            );
+            daemon.run(ended).await
+        })
+    }
+}

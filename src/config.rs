@@ -1,0 +1,217 @@
+//! The one config file: what was written ([`raw`]) and what it means ([`Config`]), read once.
+//!
+//! Unknown keys are refused with their line. Every setting has a unit in its name or its text, a default that works on
+//! a laptop, and a limit.
+
+mod raw;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use raw::RawConfig;
+
+/// What a config must say to let daemons talk in the clear beyond loopback.
+pub(crate) const PLAINTEXT_WORDS: &str = "anyone on this network may read and forge KV cache";
+
+/// What the daemon runs with.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) node: String,
+    pub(crate) attach_directory: PathBuf,
+    pub(crate) attach_uids: Vec<u32>,
+    pub(crate) peer_listen: SocketAddr,
+    pub(crate) peer_data_port: u16,
+    pub(crate) peer_advertise: Option<String>,
+    pub(crate) peer_allow: Vec<AllowedPeer>,
+    pub(crate) peer_streams: usize,
+    pub(crate) peer_tls: Option<TlsFiles>,
+    pub(crate) admin_listen: SocketAddr,
+    pub(crate) limits: Limits,
+}
+
+/// Files of mutual TLS between daemons, PEM.
+#[derive(Clone, Debug)]
+pub(crate) struct TlsFiles {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) authority: PathBuf,
+    /// The name that every peer's certificate carries.
+    pub(crate) name: String,
+}
+
+/// What the daemon refuses to exceed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) sessions_max: usize,
+    pub(crate) transfers_max: usize,
+    pub(crate) leases_max: usize,
+    pub(crate) lease_blocks_max: usize,
+    pub(crate) lease_max: Duration,
+    pub(crate) transfer_deadline_max: Duration,
+    pub(crate) connect_max: Duration,
+    pub(crate) spin: Duration,
+    pub(crate) data_bytes_per_second_max: Option<u64>,
+}
+
+/// Whom this daemon may call: tickets name their holder, and anybody can write a ticket's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AllowedPeer {
+    /// Whoever proves itself by TLS.
+    Any,
+    Loopback,
+    Network {
+        address: IpAddr,
+        prefix: u8,
+    },
+}
+
+impl AllowedPeer {
+    pub(crate) fn covers(self, ip: IpAddr) -> bool {
+        match (self, ip) {
+            (Self::Any, _) => true,
+            (Self::Loopback, ip) => ip.is_loopback(),
+            (Self::Network { address: IpAddr::V4(net), prefix }, IpAddr::V4(ip)) => {
+                let shift = 32 - u32::from(prefix.min(32));
+                u64::from(u32::from(net)) >> shift == u64::from(u32::from(ip)) >> shift
+            }
+            (Self::Network { address: IpAddr::V6(net), prefix }, IpAddr::V6(ip)) => {
+                let shift = 128 - u32::from(prefix.min(128));
+                u128::from(net).checked_shr(shift) == u128::from(ip).checked_shr(shift)
+            }
+            (Self::Network { .. }, _) => false,
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        match text {
+            "any" => return Ok(Self::Any),
+            "loopback" => return Ok(Self::Loopback),
+            _ => {}
+        }
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
+        let address: IpAddr = address.parse().with_context(|| {
+            format!(
+                "peer.allow: {text:?} is neither an address, a network such as 10.0.0.0/8, \"loopback\" nor \"any\""
+            )
+        })?;
+        let longest = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Ok(longest), str::parse).ok().filter(|p| *p <= longest);
+        let prefix = prefix.with_context(|| format!("peer.allow: {text:?} needs a prefix of 0 to {longest}"))?;
+        Ok(Self::Network { address, prefix })
+    }
+}
+
+impl Config {
+    /// Reads and checks the file.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read config {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("use config {}", path.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        // The error shows the line and marks the place.
+        let RawConfig { node, attach, peer, admin, limits } = toml::from_str(text)?;
+        let raw::Peer { listen, data_port, advertise, allow, streams, tls, plaintext_beyond_loopback } = peer;
+        let config = Self {
+            node: node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
+            attach_directory: attach.directory,
+            attach_uids: attach.uids,
+            peer_listen: listen,
+            peer_data_port: data_port,
+            peer_advertise: advertise,
+            peer_allow: match allow {
+                Some(allow) => allow.iter().map(|text| AllowedPeer::parse(text)).collect::<Result<_>>()?,
+                None if tls.is_some() => vec![AllowedPeer::Any],
+                None => vec![AllowedPeer::Loopback],
+            },
+            peer_streams: usize::from(streams),
+            peer_tls: tls.map(|raw::Tls { certificate, key, authority, name }| TlsFiles {
+                certificate,
+                key,
+                authority,
+                name,
+            }),
+            admin_listen: admin.listen,
+            limits: limits.check()?,
+        };
+        ensure!((1..=64).contains(&config.node.len()), "node: a name of 1 to 64 bytes");
+        ensure!((1..=16).contains(&config.peer_streams), "peer.streams: 1 to 16");
+        if let Some(address) = &config.peer_advertise {
+            ensure!(
+                address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
+                "peer.advertise: {address:?} is not host:port"
+            );
+        }
+        if config.peer_tls.is_none() && !config.peer_listen.ip().is_loopback() {
+            match plaintext_beyond_loopback.as_deref() {
+                Some(PLAINTEXT_WORDS) => {}
+                Some(other) => {
+                    bail!("peer.plaintext_beyond_loopback is {other:?}; it counts only as {PLAINTEXT_WORDS:?}")
+                }
+                None => bail!(
+                    "peer.listen = {} reaches beyond loopback without [peer.tls]. Configure certificates, or accept the risk in words: peer.plaintext_beyond_loopback = {PLAINTEXT_WORDS:?}",
+                    config.peer_listen
+                ),
+            }
+        }
+        ensure!(
+            !config.peer_listen.ip().is_unspecified() || config.peer_advertise.is_some(),
+            "peer.listen = {} is no address that a peer could call: set peer.advertise = \"host:port\"",
+            config.peer_listen
+        );
+        Ok(config)
+    }
+
+    /// Where engines find the daemon.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.attach_directory.join("kvferry.sock")
+    }
+}
+
+impl raw::Limits {
+    fn check(self) -> Result<Limits> {
+        let Self {
+            sessions_max,
+            transfers_max,
+            leases_max,
+            lease_blocks_max,
+            lease_ms_max,
+            transfer_deadline_ms_max,
+            connect_ms_max,
+            spin_us,
+            data_bytes_per_second_max,
+        } = self;
+        let within = |name: &str, value: u64, low: u64, high: u64| {
+            ensure!((low..=high).contains(&value), "limits.{name} = {value}: {low} to {high}");
+            Ok(value)
+        };
+        let count = |name: &str, value: u64, high: u64| -> Result<usize> {
+            Ok(usize::try_from(within(name, value, 1, high)?)?)
+        };
+        Ok(Limits {
+            sessions_max: count("sessions_max", sessions_max, 4096)?,
+            transfers_max: count("transfers_max", transfers_max, 4096)?,
+            leases_max: count("leases_max", leases_max, 1 << 20)?,
+            lease_blocks_max: count("lease_blocks_max", lease_blocks_max, 1 << 20)?,
+            lease_max: Duration::from_millis(within("lease_ms_max", lease_ms_max, 1, 86_400_000)?),
+            transfer_deadline_max: Duration::from_millis(within(
+                "transfer_deadline_ms_max",
+                transfer_deadline_ms_max,
+                1,
+                86_400_000,
+            )?),
+            connect_max: Duration::from_millis(within("connect_ms_max", connect_ms_max, 1, 60_000)?),
+            spin: Duration::from_micros(within("spin_us", spin_us, 0, 10_000)?),
+            data_bytes_per_second_max: match data_bytes_per_second_max {
+                0 => None,
+                rate => Some(within("data_bytes_per_second_max", rate, 1 << 20, u64::MAX)?),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

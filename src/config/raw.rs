@@ -1,0 +1,106 @@
+//! The config file as it is written.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawConfig {
+    pub(super) node: Option<String>,
+    pub(super) attach: Attach,
+    pub(super) peer: Peer,
+    pub(super) admin: Admin,
+    pub(super) limits: Limits,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Attach {
+    pub(super) directory: PathBuf,
+    pub(super) uids: Vec<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Peer {
+    pub(super) listen: SocketAddr,
+    pub(super) data_port: u16,
+    pub(super) advertise: Option<String>,
+    pub(super) allow: Option<Vec<String>>,
+    pub(super) streams: u16,
+    pub(super) tls: Option<Tls>,
+    pub(super) plaintext_beyond_loopback: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    pub(super) authority: PathBuf,
+    pub(super) name: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Admin {
+    pub(super) listen: SocketAddr,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Limits {
+    pub(super) sessions_max: u64,
+    pub(super) transfers_max: u64,
+    pub(super) leases_max: u64,
+    pub(super) lease_blocks_max: u64,
+    pub(super) lease_ms_max: u64,
+    pub(super) transfer_deadline_ms_max: u64,
+    pub(super) connect_ms_max: u64,
+    pub(super) spin_us: u64,
+    pub(super) data_bytes_per_second_max: u64,
+}
+
+impl Default for Attach {
+    fn default() -> Self {
+        Self { directory: PathBuf::from("/run/kvferry"), uids: Vec::new() }
+    }
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7405)),
+            data_port: 0,
+            advertise: None,
+            allow: None,
+            streams: 2,
+            tls: None,
+            plaintext_beyond_loopback: None,
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7407)) }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions_max: 256,
+            transfers_max: 256,
+            leases_max: 16_384,
+            lease_blocks_max: 1 << 20,
+            lease_ms_max: 600_000,
+            transfer_deadline_ms_max: 60_000,
+            connect_ms_max: 2_000,
+            spin_us: 0,
+            data_bytes_per_second_max: 0,
+        }
+    }
+}

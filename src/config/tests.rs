@@ -1,0 +1,60 @@
+use super::*;
+
+fn refusal(text: &str) -> String {
+    format!("{:#}", Config::parse(text).expect_err("must be refused"))
+}
+
+#[test]
+fn an_empty_file_works_on_a_laptop() {
+    let config = Config::parse("").expect("defaults");
+    assert_eq!(config.peer_listen.to_string(), "127.0.0.1:7405");
+    assert_eq!(config.socket(), Path::new("/run/kvferry/kvferry.sock"));
+    assert_eq!(config.peer_allow, [AllowedPeer::Loopback]);
+}
+
+#[test]
+fn unknown_keys_are_refused_with_their_line() {
+    let said = refusal("[attach]\ndirectory = \"/x\"\n\n[limits]\nleases = 3\n");
+    assert!(said.contains("line 5") && said.contains("leases") && said.contains("leases_max"), "{said}");
+    assert!(refusal("[peers]\n").contains("line 1"), "unknown table");
+}
+
+#[test]
+fn beyond_loopback_needs_tls_or_words() {
+    let said = refusal("[peer]\nlisten = \"10.0.0.1:7405\"\n");
+    assert!(said.contains("[peer.tls]") && said.contains(PLAINTEXT_WORDS), "{said}");
+    let said = refusal("[peer]\nlisten = \"10.0.0.1:7405\"\nplaintext_beyond_loopback = \"yes\"\n");
+    assert!(said.contains(PLAINTEXT_WORDS), "{said}");
+    let words = format!("[peer]\nlisten = \"10.0.0.1:7405\"\nplaintext_beyond_loopback = \"{PLAINTEXT_WORDS}\"\n");
+    assert_eq!(Config::parse(&words).expect("accepted in words").peer_allow, [AllowedPeer::Loopback]);
+}
+
+#[test]
+fn an_address_that_nobody_can_call_is_refused() {
+    let words = format!("[peer]\nlisten = \"0.0.0.0:7405\"\nplaintext_beyond_loopback = \"{PLAINTEXT_WORDS}\"\n");
+    assert!(refusal(&words).contains("peer.advertise"));
+    assert!(refusal("[peer]\nadvertise = \"host\"\n").contains("host:port"));
+}
+
+#[test]
+fn limits_have_limits() {
+    for (text, word) in [
+        ("[limits]\ntransfers_max = 0", "transfers_max"),
+        ("[limits]\nlease_ms_max = 99999999999", "lease_ms_max"),
+        ("[limits]\ndata_bytes_per_second_max = 1", "data_bytes_per_second_max"),
+        ("[peer]\nstreams = 17", "peer.streams"),
+        ("node = \"\"", "node"),
+    ] {
+        assert!(refusal(text).contains(word), "{text}");
+    }
+}
+
+#[test]
+fn networks_cover_what_they_say() {
+    let covers = |net: &str, ip: &str| AllowedPeer::parse(net).expect("network").covers(ip.parse().expect("address"));
+    assert!(covers("10.1.0.0/16", "10.1.255.1") && !covers("10.1.0.0/16", "10.2.0.1"));
+    assert!(covers("0.0.0.0/0", "1.2.3.4") && !covers("0.0.0.0/0", "::1"));
+    assert!(covers("10.0.0.1", "10.0.0.1") && !covers("10.0.0.1", "10.0.0.2"));
+    assert!(covers("fd00::/8", "fd12::1") && !covers("fd00::/8", "fe80::1") && covers("::/0", "::1"));
+    assert!(AllowedPeer::parse("10.0.0.0/33").is_err() && AllowedPeer::parse("example.org").is_err());
+}

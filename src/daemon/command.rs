@@ -1,0 +1,79 @@
+//! What the rest of the daemon asks of the hub.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use kvferry_core::WorkId;
+use kvferry_core::transfer::Failure;
+use kvferry_proto::v1::{self, to_daemon};
+use kvferry_transport::{EndpointId, Key};
+use tokio::sync::{mpsc, oneshot};
+use tonic::transport::Channel;
+
+use super::status::Status;
+
+/// One connection on the attach socket. Never reused while the daemon lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SessionId(pub(crate) u64);
+
+/// Who is at the other end of a session, by the kernel's word.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) uid: u32,
+}
+
+pub(crate) enum Command {
+    /// A greeted session.
+    SessionOpened {
+        session: SessionId,
+        process: Process,
+        hello: v1::Hello,
+        outbox: mpsc::Sender<v1::FromDaemon>,
+    },
+    SessionSaid {
+        session: SessionId,
+        id: u64,
+        body: to_daemon::Body,
+        fds: Vec<OwnedFd>,
+    },
+    SessionClosed {
+        session: SessionId,
+    },
+    /// From peers.
+    OpenEndpoint {
+        request: v1::OpenEndpointRequest,
+        reply: oneshot::Sender<v1::OpenEndpointReply>,
+    },
+    Confirm {
+        request: v1::ConfirmRequest,
+        reply: oneshot::Sender<v1::ConfirmReply>,
+    },
+    Release {
+        ticket: String,
+    },
+    Cancel {
+        request: v1::CancelRequest,
+    },
+    /// Answers to what the hub asked of peers.
+    LinkAnswered {
+        address: String,
+        result: Result<Opened, Failure>,
+    },
+    ConfirmAnswered {
+        work: WorkId,
+        link: (Channel, EndpointId),
+        result: Result<v1::ConfirmReply, String>,
+    },
+    Status {
+        reply: oneshot::Sender<Status>,
+    },
+}
+
+/// A holder that let us in.
+pub(crate) struct Opened {
+    pub(crate) channel: Channel,
+    pub(crate) endpoint: u64,
+    pub(crate) keys: Vec<Key>,
+    pub(crate) data: SocketAddr,
+}

@@ -1,0 +1,317 @@
+//! The hub: the one task that owns the daemon's state and decides.
+//!
+//! ```text
+//! attach sessions --+                       +--> DataCommand -> data thread
+//! peer service -----+--> Command -> Hub ----+--> FromDaemon -> sessions
+//! data thread ------+--> Event  ->          +--> calls to peers (tasks that answer with a Command)
+//! ```
+//!
+//! Decisions are `core`'s (leases, transfers, plans); the hub carries them out. It never blocks and holds no lock. What
+//! waits for a peer runs in a task of its own, with a deadline.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvferry_core::lease::{EndReason, LeaseEvent, LeaseLimits, LeaseTable};
+use kvferry_core::ticket::TicketKey;
+use kvferry_core::{Epoch, LeaseId, Time, WorkId};
+use kvferry_memory::Meter;
+use kvferry_proto::v1::{self, from_daemon, to_daemon};
+use kvferry_transport::{EndpointId, Event};
+use tokio::sync::mpsc;
+
+use super::clock::Clock;
+use super::command::{Command, SessionId};
+use super::data::{DataCommand, DataHandle, Via};
+use super::engines::{Engines, Session};
+use super::links::Links;
+use super::metrics::Metrics;
+use super::outbound::Outbound;
+use super::reader::Reading;
+use super::serving::Serving;
+use super::status::FinishedTransfer;
+use crate::config::Config;
+
+/// Finished transfers that `kvferry status` still shows.
+const FINISHED_MAX: usize = 64;
+
+pub(crate) struct Hub {
+    pub(super) clock: Clock,
+    pub(super) config: Arc<Config>,
+    pub(super) epoch: Epoch,
+    pub(super) ticket_key: TicketKey,
+    /// `host:port` that our tickets carry.
+    pub(super) advertise: String,
+    pub(super) data_port: u16,
+    pub(super) engines: Engines,
+    pub(super) leases: LeaseTable,
+    /// Whose blocks a lease holds.
+    pub(super) lease_engines: HashMap<LeaseId, String>,
+    /// Reads that peers make of our regions.
+    pub(super) serving: HashMap<WorkId, Serving>,
+    /// Transfers into our regions.
+    pub(super) reading: HashMap<WorkId, Reading>,
+    pub(super) by_key: HashMap<(SessionId, u64), WorkId>,
+    pub(super) deadlines: BTreeSet<(Time, WorkId)>,
+    pub(super) links: Links,
+    /// Endpoints that peers opened here, with the peer's name.
+    pub(super) admitted: HashMap<EndpointId, String>,
+    pub(super) outbound: Outbound,
+    pub(super) data: DataHandle,
+    pub(super) meter: Meter,
+    pub(super) metrics: Metrics,
+    pub(super) finished: VecDeque<FinishedTransfer>,
+    next_work: u64,
+    next_epoch: u64,
+}
+
+/// What a hub is made of.
+pub(crate) struct HubParts {
+    pub(crate) clock: Clock,
+    pub(crate) config: Arc<Config>,
+    pub(crate) epoch: Epoch,
+    pub(crate) ticket_key: TicketKey,
+    pub(crate) advertise: String,
+    pub(crate) data_port: u16,
+    pub(crate) outbound: Outbound,
+    pub(crate) data: DataHandle,
+    pub(crate) metrics: Metrics,
+}
+
+impl Hub {
+    pub(crate) fn new(parts: HubParts) -> Self {
+        let limits = parts.config.limits;
+        let leases = LeaseTable::new(LeaseLimits {
+            leases_max: limits.leases_max,
+            blocks_max: limits.lease_blocks_max,
+            duration_max: limits.lease_max,
+        });
+        let HubParts { clock, config, epoch, ticket_key, advertise, data_port, outbound, data, metrics } = parts;
+        Self {
+            clock,
+            config,
+            epoch,
+            ticket_key,
+            advertise,
+            data_port,
+            engines: Engines::default(),
+            leases,
+            lease_engines: HashMap::new(),
+            serving: HashMap::new(),
+            reading: HashMap::new(),
+            by_key: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            links: Links::default(),
+            admitted: HashMap::new(),
+            outbound,
+            data,
+            meter: Meter::new(),
+            metrics,
+            finished: VecDeque::with_capacity(FINISHED_MAX),
+            next_work: 1,
+            next_epoch: 1,
+        }
+    }
+
+    /// Runs until every sender of commands is gone.
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut events: mpsc::Receiver<Event>) {
+        loop {
+            let deadline = [self.leases.poll_deadline(), self.deadlines.first().map(|(time, _)| *time)];
+            let wake = self.clock.instant(deadline.into_iter().flatten().min().unwrap_or(Time::NEVER));
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.handle_command(command).await,
+                    None => return,
+                },
+                Some(event) = events.recv() => self.handle_event(event).await,
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            self.handle_timeouts().await;
+            self.settle_leases().await;
+            self.observe();
+        }
+    }
+
+    async fn handle_command(&mut self, command: Command) {
+        match command {
+            Command::Cancel { request } => self.stop_serving(WorkId(request.work), Some(request.endpoint)).await,
+            Command::Confirm { request, reply } => {
+                let answer = self.confirm_for_peer(&request).await;
+                // The peer hung up: its cancel or the lease's deadline ends what was pinned.
+                drop(reply.send(answer));
+            }
+            Command::ConfirmAnswered { work, link, result } => self.handle_confirm_answer(work, link, result).await,
+            Command::LinkAnswered { address, result } => self.handle_link_answer(address, result).await,
+            Command::OpenEndpoint { request, reply } => {
+                let answer = self.open_endpoint(&request).await;
+                drop(reply.send(answer));
+            }
+            Command::Release { ticket } => self.release(&ticket),
+            Command::SessionClosed { session } => self.close_session(session).await,
+            Command::SessionOpened { session, process, hello, outbox } => {
+                let welcome = v1::Welcome { daemon_epoch: self.epoch.0, version: env!("CARGO_PKG_VERSION").to_owned() };
+                let open = Session { role: hello.role(), engine_id: hello.engine_id, process, outbox, rank: None };
+                self.engines.sessions.insert(session, open);
+                self.reply(session, 1, from_daemon::Body::Welcome(welcome));
+            }
+            Command::SessionSaid { session, id, body, fds } => self.handle_request(session, id, body, fds).await,
+            Command::Status { reply } => drop(reply.send(self.status())),
+        }
+    }
+
+    async fn handle_request(
+        &mut self,
+        session: SessionId,
+        id: u64,
+        body: to_daemon::Body,
+        fds: Vec<std::os::fd::OwnedFd>,
+    ) {
+        let Some(role) = self.engines.sessions.get(&session).map(|open| open.role) else { return };
+        let result = match (body, role) {
+            (to_daemon::Body::Attach(attach), v1::Role::Worker) => self.attach(session, &attach, fds).await.map(Some),
+            (to_daemon::Body::Grant(grant), v1::Role::Scheduler) => self.grant(session, grant).map(Some),
+            (to_daemon::Body::Redeem(redeem), v1::Role::Worker) => {
+                self.redeem(session, redeem).await;
+                Ok(None)
+            }
+            (to_daemon::Body::Abort(abort), v1::Role::Worker) => {
+                if let Some(work) = self.by_key.get(&(session, abort.key)).copied() {
+                    self.cancel_transfer(work, kvferry_core::transfer::Failure::Aborted).await;
+                }
+                Ok(None)
+            }
+            (to_daemon::Body::Relinquish(relinquish), v1::Role::Scheduler | v1::Role::Worker) => {
+                self.relinquish(&relinquish.ticket);
+                Ok(None)
+            }
+            (to_daemon::Body::Status(_), _) => {
+                let json = serde_json::to_string(&self.status()).unwrap_or_default();
+                Ok(Some(from_daemon::Body::Status(v1::StatusReply { json })))
+            }
+            (to_daemon::Body::Checksums(query), _) => self.checksums(&query).map(Some),
+            _ => Err("this request is not for this role, or came twice".to_owned()),
+        };
+        match result {
+            Ok(Some(body)) => self.reply(session, id, body),
+            Ok(None) => {}
+            Err(message) => self.reply(session, id, from_daemon::Body::Problem(v1::Problem { message })),
+        }
+    }
+
+    async fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Completed(completion) => {
+                for region in self.engines.work_ended(completion.id) {
+                    self.data.send(DataCommand::Deregister(region)).await;
+                }
+                if let Some(serving) = self.serving.remove(&completion.id) {
+                    self.metrics.served(completion.result);
+                    tracing::debug!(work = completion.id.0, peer = serving.peer, result = ?completion.result, "served");
+                }
+                // A local transfer pins its source under its own work id.
+                self.leases.handle_read_ended(completion.id);
+                self.handle_read_completed(completion.id, completion.result).await;
+            }
+            Event::EndpointUp(endpoint) => self.handle_link_up(endpoint).await,
+            Event::EndpointDown(endpoint, fault) => {
+                if let Some(peer) = self.admitted.remove(&endpoint) {
+                    tracing::debug!(peer, endpoint = endpoint.0, %fault, "peer's endpoint is down");
+                }
+                self.handle_link_down(endpoint, fault).await;
+            }
+        }
+    }
+
+    async fn handle_timeouts(&mut self) {
+        let now = self.clock.now();
+        self.leases.handle_timeout(now);
+        while let Some(&(deadline, work)) = self.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            self.deadlines.pop_first();
+            if let Some(reading) = self.reading.get_mut(&work) {
+                reading.transfer.handle_timeout(now);
+            }
+            self.drive(work).await;
+        }
+    }
+
+    /// Carries out what the lease table asks for.
+    pub(super) async fn settle_leases(&mut self) {
+        while let Some(event) = self.leases.poll_event() {
+            match event {
+                LeaseEvent::Quiesce { work } => {
+                    self.stop_serving(work, None).await;
+                    self.cancel_transfer(work, kvferry_core::transfer::Failure::Lease).await;
+                }
+                LeaseEvent::Ended { id, request_id, reason, .. } => {
+                    self.metrics.lease_ended(reason);
+                    // Told to whoever is attached now: after a scheduler's loss the epoch is another, the blocks are not.
+                    let engine = self.lease_engines.remove(&id).and_then(|name| self.engines.engines.get(&name));
+                    let sessions: Vec<_> =
+                        engine.map_or_else(Vec::new, |e| e.workers.values().map(|worker| worker.session).collect());
+                    let ended = v1::LeaseEnded { lease_id: id.0, request_id, reason: reason_word(reason).to_owned() };
+                    for session in sessions {
+                        self.reply(session, 0, from_daemon::Body::LeaseEnded(ended.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn reply(&mut self, session: SessionId, reply_to: u64, body: from_daemon::Body) {
+        self.engines.tell(session, v1::FromDaemon { reply_to, body: Some(body) });
+    }
+
+    /// A work's name, never used before.
+    pub(super) fn draw_work(&mut self) -> WorkId {
+        self.next_work += 1;
+        WorkId(self.next_work)
+    }
+
+    /// An engine's epoch, never used before by any daemon.
+    pub(super) fn draw_epoch(&mut self) -> Epoch {
+        self.next_epoch += 1;
+        Epoch(self.epoch.0.wrapping_add(self.next_epoch))
+    }
+
+    pub(super) fn remember(&mut self, transfer: FinishedTransfer) {
+        if self.finished.len() == FINISHED_MAX {
+            self.finished.pop_front();
+        }
+        self.finished.push_back(transfer);
+    }
+
+    /// Stops a posted read; its completion still comes.
+    pub(super) async fn stop_work(&self, via: Via, endpoint: EndpointId, work: WorkId) {
+        self.data.send(DataCommand::Cancel { via, endpoint, work }).await;
+    }
+
+    fn observe(&self) {
+        self.metrics.gauges(
+            self.engines.engines.len(),
+            self.leases.len(),
+            self.reading.len(),
+            self.serving.len(),
+            &self.meter,
+        );
+    }
+
+    pub(super) fn uptime(&self) -> Duration {
+        self.clock.now().until(Time::from_nanos(0))
+    }
+}
+
+pub(super) const fn reason_word(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::EngineGone => "engine_gone",
+        EndReason::Expired => "expired",
+        EndReason::Read => "read",
+        EndReason::Relinquished => "relinquished",
+    }
+}
+
+/// The one endpoint of the copy transport.
+pub(super) const COPY_ENDPOINT: EndpointId = EndpointId(0);

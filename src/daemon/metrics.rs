@@ -1,0 +1,153 @@
+//! The daemon's metrics. The registry is passed in; labels are words of fixed lists.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use kvferry_core::lease::EndReason;
+use kvferry_core::transfer::Outcome;
+use kvferry_memory::Meter;
+use kvferry_proto::v1::Refusal;
+use kvferry_transport::Fault;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::reader::failure_word;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+/// Handles of all metrics; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Metrics {
+    engines: Gauge,
+    regions: Gauge<i64>,
+    region_bytes: Gauge<i64>,
+    leases: Gauge,
+    reading: Gauge,
+    serving: Gauge,
+    granted: Counter,
+    ended: Family<Reason, Counter>,
+    refused: Family<Reason, Counter>,
+    transfers: Family<Reason, Counter>,
+    read_bytes: Counter<u64, AtomicU64>,
+    served: Family<Reason, Counter>,
+    served_bytes: Counter<u64, AtomicU64>,
+    seconds: Histogram,
+    delivered: Counter,
+    failed: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            engines: Gauge::default(),
+            regions: Gauge::default(),
+            region_bytes: Gauge::default(),
+            leases: Gauge::default(),
+            reading: Gauge::default(),
+            serving: Gauge::default(),
+            granted: Counter::default(),
+            ended: Family::default(),
+            refused: Family::default(),
+            transfers: Family::default(),
+            read_bytes: Counter::default(),
+            served: Family::default(),
+            served_bytes: Counter::default(),
+            // 0.1 ms to 26 s: from a small transfer on one node to the default deadline.
+            seconds: Histogram::new(exponential_buckets(1e-4, 4.0, 10)),
+            delivered: Counter::default(),
+            failed: Counter::default(),
+        };
+        let mut of = registry.sub_registry_with_prefix("kvferry");
+        let registry = &mut of;
+        registry.register("daemon_engines", "Engines attached", metrics.engines.clone());
+        registry.register("memory_regions", "Regions mapped", metrics.regions.clone());
+        registry.register("memory_region_bytes", "Bytes of regions mapped", metrics.region_bytes.clone());
+        registry.register("lease_live", "Leases that have not ended", metrics.leases.clone());
+        registry.register("lease_granted", "Leases granted", metrics.granted.clone());
+        registry.register("lease_ended", "Leases ended, by reason", metrics.ended.clone());
+        registry.register("ticket_refused", "Tickets refused, by reason", metrics.refused.clone());
+        registry.register("transfer_reading", "Transfers into this node in flight", metrics.reading.clone());
+        registry.register("transfer_serving", "Transfers out of this node in flight", metrics.serving.clone());
+        registry.register("transfer_read", "Transfers into this node, by outcome", metrics.transfers.clone());
+        registry.register("transfer_read_bytes", "Bytes delivered to engines of this node", metrics.read_bytes.clone());
+        registry.register("transfer_served", "Transfers out of this node, by outcome", metrics.served.clone());
+        registry.register("transfer_served_bytes", "Bytes served to peers", metrics.served_bytes.clone());
+        registry.register_with_unit(
+            "transfer_read",
+            "Time from redeem to outcome",
+            Unit::Seconds,
+            metrics.seconds.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn gauges(&self, engines: usize, leases: usize, reading: usize, serving: usize, meter: &Meter) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.engines.set(number(engines));
+        self.leases.set(number(leases));
+        self.reading.set(number(reading));
+        self.serving.set(number(serving));
+        self.regions.set(i64::try_from(meter.regions()).unwrap_or(i64::MAX));
+        self.region_bytes.set(i64::try_from(meter.bytes()).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn lease_granted(&self) {
+        self.granted.inc();
+    }
+
+    pub(super) fn lease_ended(&self, reason: EndReason) {
+        self.ended.get_or_create(&Reason { reason: super::hub::reason_word(reason) }).inc();
+    }
+
+    pub(super) fn refused(&self, refusal: Refusal) {
+        let reason = match refusal {
+            Refusal::Endpoint => "endpoint",
+            Refusal::Fingerprint => "fingerprint",
+            Refusal::Lease => "lease",
+            Refusal::Limit => "limit",
+            Refusal::Request => "request",
+            Refusal::Ticket => "ticket",
+            Refusal::Unspecified => "unspecified",
+        };
+        self.refused.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn transferred(&self, outcome: Outcome, took: Duration) {
+        self.seconds.observe(took.as_secs_f64());
+        let reason = match outcome {
+            Outcome::Delivered { bytes } => {
+                self.read_bytes.inc_by(bytes);
+                self.delivered.inc();
+                "delivered"
+            }
+            Outcome::Failed(failure) => {
+                self.failed.inc();
+                failure_word(failure)
+            }
+        };
+        self.transfers.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn served(&self, result: Result<u64, Fault>) {
+        let reason = match result {
+            Ok(bytes) => {
+                self.served_bytes.inc_by(bytes);
+                "served"
+            }
+            Err(fault) => fault.label(),
+        };
+        self.served.get_or_create(&Reason { reason }).inc();
+    }
+
+    /// Delivered, failed, bytes delivered.
+    pub(super) fn transfer_totals(&self) -> (u64, u64, u64) {
+        (self.delivered.get(), self.failed.get(), self.read_bytes.get())
+    }
+}

@@ -1,0 +1,197 @@
+//! The daemon: how its parts are wired.
+//!
+//! ```text
+//! engines --- attach socket --- sessions --+
+//! peers ----- gRPC ------------ service ---+--> hub --- data thread --- transports --- peers' data ports
+//! operator -- admin port ------------------+
+//! ```
+//!
+//! Control runs on two tokio threads, data on a thread of its own. Stopping: no new sessions and calls, every session
+//! closed (which ends leases and transfers), the hub ends when the last sender of commands is gone, the data thread
+//! when the hub is.
+
+mod admin;
+mod attach;
+mod attaching;
+mod clock;
+mod command;
+mod data;
+mod engines;
+mod hub;
+mod links;
+mod metrics;
+mod outbound;
+mod peer_service;
+mod reader;
+mod serving;
+pub(crate) mod status;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kvferry_core::Epoch;
+use kvferry_core::ticket::TicketKey;
+use kvferry_proto::v1::peer_server::PeerServer;
+use kvferry_transport::{CopySettings, CopyTransport};
+use kvferry_transport_tcp::TcpTransport;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
+
+use self::clock::Clock;
+use self::hub::{Hub, HubParts};
+use self::metrics::Metrics;
+use self::outbound::{MESSAGE_BYTES_MAX, Outbound};
+use self::peer_service::PeerService;
+use crate::config::{Config, TlsFiles};
+use crate::random;
+
+/// Commands that wait for the hub; senders wait when it is full.
+const COMMANDS_MAX: usize = 1024;
+/// Stopping takes no longer, whatever a peer or an engine does.
+const STOP_MAX: Duration = Duration::from_secs(5);
+/// Calls that one peer connection may have in flight.
+const CALLS_MAX: u32 = 256;
+
+/// A daemon that is up.
+pub(crate) struct Daemon {
+    /// Where peers call.
+    pub(crate) peer: SocketAddr,
+    /// Where data connections come in.
+    pub(crate) data: SocketAddr,
+    /// Where `/metrics` is.
+    pub(crate) admin: SocketAddr,
+    config: Arc<Config>,
+    tasks: JoinSet<()>,
+    data_thread: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Daemon {
+    /// Binds everything, or nothing.
+    pub(crate) async fn start(config: Config) -> Result<Self> {
+        let config = Arc::new(config);
+        let limits = config.limits;
+        let clock = Clock::start();
+        let (server_tls, client_tls) = match &config.peer_tls {
+            Some(files) => tls(files).map(|(server, client)| (Some(server), Some(client)))?,
+            None => (None, None),
+        };
+        let peer_listener = TcpListener::bind(config.peer_listen)
+            .await
+            .with_context(|| format!("listen on peer.listen = {}", config.peer_listen))?;
+        let peer = peer_listener.local_addr()?;
+        let data_address = SocketAddr::new(peer.ip(), config.peer_data_port);
+        let tcp = TcpTransport::bind(data_address, &tcp_settings(&config))
+            .with_context(|| format!("listen for data on {data_address} (peer.data_port)"))?;
+        let data = tcp.local_addr()?;
+        let admin_listener = TcpListener::bind(config.admin_listen)
+            .await
+            .with_context(|| format!("listen on admin.listen = {}", config.admin_listen))?;
+        let admin = admin_listener.local_addr()?;
+        let attach_listener = attach::bind(&config)?;
+
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let epoch = Epoch(random::number()?);
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        // Room for the completion of all that can be in flight, and for each endpoint's coming and going.
+        let (events, outbox) = mpsc::channel(2 * limits.transfers_max + 1024);
+        let (data_handle, data_thread) = data::start(
+            clock,
+            limits.spin,
+            Box::new(CopyTransport::new(CopySettings { works_max: limits.transfers_max, ..CopySettings::default() })),
+            Box::new(tcp),
+            events,
+        )?;
+        let advertise = config.peer_advertise.clone().unwrap_or_else(|| peer.to_string());
+        let hub = Hub::new(HubParts {
+            clock,
+            config: Arc::clone(&config),
+            epoch,
+            ticket_key: TicketKey(random::key()?),
+            advertise,
+            data_port: data.port(),
+            outbound: Outbound::new(Arc::clone(&config), client_tls, commands.downgrade()),
+            data: data_handle,
+            metrics,
+        });
+
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(hub.run(inbox, outbox));
+        tasks.spawn(attach::serve(attach_listener, Arc::clone(&config), commands.clone(), stop.clone()));
+        let admin_served = admin::serve(admin_listener, registry, commands.downgrade(), stop.clone());
+        tasks.spawn(async move {
+            if let Err(error) = admin_served.await {
+                tracing::error!("failed to serve the admin port: {error:#}");
+            }
+        });
+        let service = PeerService { config: Arc::clone(&config), daemon_epoch: epoch.0, commands };
+        let service = PeerServer::new(service)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let mut server = Server::builder()
+            .timeout(limits.transfer_deadline_max)
+            .concurrency_limit_per_connection(CALLS_MAX as usize)
+            .max_concurrent_streams(CALLS_MAX)
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(5)));
+        if let Some(tls) = server_tls {
+            server = server.tls_config(tls).context("use [peer.tls]")?;
+        }
+        let until = stop.clone().cancelled_owned();
+        let serving =
+            server.add_service(service).serve_with_incoming_shutdown(TcpListenerStream::new(peer_listener), until);
+        tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!("failed to serve peers: {error:#}");
+            }
+        });
+        Ok(Self { peer, data, admin, config, tasks, data_thread, stop })
+    }
+
+    /// Runs until `until` resolves or a part of the daemon ends, then stops.
+    pub(crate) async fn run(mut self, until: impl Future<Output = ()>) -> Result<()> {
+        let ended_by_itself = tokio::select! {
+            () = until => false,
+            _ = self.tasks.join_next() => true,
+        };
+        tracing::info!("stopping");
+        self.stop.cancel();
+        let stopped = tokio::time::timeout(STOP_MAX, async { while self.tasks.join_next().await.is_some() {} }).await;
+        if stopped.is_err() {
+            tracing::warn!("gave up waiting for peers after {STOP_MAX:?}");
+            self.tasks.shutdown().await;
+        }
+        attach::unbind(&self.config.socket());
+        tokio::task::spawn_blocking(|| self.data_thread.join())
+            .await?
+            .map_err(|_| anyhow::anyhow!("data thread panicked"))?;
+        anyhow::ensure!(!ended_by_itself, "a part of the daemon ended; its log line says why");
+        Ok(())
+    }
+}
+
+fn tcp_settings(config: &Config) -> kvferry_transport_tcp::Settings {
+    // One endpoint may carry all transfers of both directions.
+    kvferry_transport_tcp::Settings { works_max: 2 * config.limits.transfers_max, ..Default::default() }
+}
+
+fn tls(files: &TlsFiles) -> Result<(ServerTlsConfig, ClientTlsConfig)> {
+    let read = |path: &std::path::Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
+    let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
+    let authority = Certificate::from_pem(read(&files.authority)?);
+    let server = ServerTlsConfig::new().identity(identity.clone()).client_ca_root(authority.clone());
+    let client = ClientTlsConfig::new().identity(identity).ca_certificate(authority).domain_name(&files.name);
+    Ok((server, client))
+}

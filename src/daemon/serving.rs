@@ -1,0 +1,290 @@
+//! Hub: the holder's side. Grants leases, confirms tickets, serves reads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvferry_core::layout::Layout;
+use kvferry_core::lease::{GrantError, LeaseGate, LeaseSpec, RedeemError};
+use kvferry_core::plan::{GroupBlocks, Plan};
+use kvferry_core::ticket::{Sealed, Ticket};
+use kvferry_core::{BlockIndex, Fingerprint, LeaseId, Rank, Time, WorkId};
+use kvferry_memory::Region;
+use kvferry_proto::v1::{self, Refusal, from_daemon};
+use kvferry_transport::{Admission, EndpointId, ServeWork, Work};
+
+use super::command::SessionId;
+use super::data::{DataCommand, Via};
+use super::engines::Worker;
+use super::hub::{COPY_ENDPOINT, Hub};
+use super::wire;
+use crate::random;
+
+/// Streams that one endpoint may have.
+const STREAMS_MAX: u32 = 16;
+/// How long the keys of an endpoint wait for their connections.
+const ADMISSION_MAX: Duration = Duration::from_secs(5);
+/// Endpoints that peers may hold open here.
+const ENDPOINTS_MAX: usize = 256;
+
+/// A read that a peer makes of one of our regions.
+pub(crate) struct Serving {
+    pub(crate) endpoint: EndpointId,
+    pub(crate) peer: String,
+    pub(crate) bytes: u64,
+    pub(crate) since: Time,
+}
+
+/// What a reader, here or at a peer, asks of a ticket.
+pub(super) struct Ask<'a> {
+    pub(super) sealed: &'a Sealed,
+    pub(super) rank: Rank,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) layout: &'a Layout,
+    pub(super) wanted: &'a [v1::WantedBlocks],
+    /// The work that pins the blocks until it completes.
+    pub(super) work: WorkId,
+}
+
+/// A confirmed ticket: the blocks are pinned under the asking work.
+pub(super) struct Confirmed {
+    pub(super) region: Arc<Region>,
+    pub(super) layout: Arc<Layout>,
+    pub(super) gate: LeaseGate,
+    pub(super) deadline: Time,
+    pub(super) plan: Arc<Plan>,
+    /// A list for each asked group.
+    pub(super) blocks: Vec<GroupBlocks>,
+}
+
+/// A refusal, with words for people.
+pub(super) type Refused = (Refusal, String);
+
+impl Hub {
+    /// Leases blocks for an engine's scheduler.
+    pub(super) fn grant(&mut self, session: SessionId, grant: v1::Grant) -> Result<from_daemon::Body, String> {
+        let engine_id = self.engines.sessions.get(&session).map(|open| open.engine_id.clone()).unwrap_or_default();
+        let engine = self.engines.engines.get(&engine_id).filter(|engine| engine.is_whole());
+        let engine = engine.ok_or_else(|| format!("engine {engine_id:?} has not attached all its workers"))?;
+        let Some(worker) = engine.workers.values().next() else { return Err("engine has no worker".to_owned()) };
+        let blocks: Vec<_> = grant.groups.iter().map(|list| wire::blocks(&list.blocks)).collect();
+        if blocks.len() > worker.layout.groups().len() {
+            return Err(format!("{} groups, but the layout has {}", blocks.len(), worker.layout.groups().len()));
+        }
+        if let Some(block) = blocks.iter().flatten().find(|block| block.0 >= worker.layout.block_count()) {
+            return Err(format!("block {block} is not among the layout's {}", worker.layout.block_count()));
+        }
+        let spec = LeaseSpec {
+            epoch: engine.epoch,
+            request_id: grant.request_id,
+            blocks,
+            rank_count: engine.rank_count,
+            duration: Duration::from_millis(grant.lease_ms),
+        };
+        let (engine_epoch, fingerprint) = (engine.epoch, worker.fingerprint);
+        let now = self.clock.now();
+        let granted = loop {
+            let id = LeaseId(random::number().map_err(|error| error.to_string())?);
+            match self.leases.grant(now, id, spec.clone()) {
+                Err(GrantError::NumberTaken) => {}
+                other => break other.map_err(|error| error.to_string())?,
+            }
+        };
+        self.lease_engines.insert(granted.id, engine_id);
+        self.metrics.lease_granted();
+        let ticket = Ticket {
+            address: self.advertise.clone(),
+            daemon_epoch: self.epoch,
+            engine_epoch,
+            fingerprint,
+            lease: granted.id,
+        };
+        let (host, port) = self.advertise.rsplit_once(':').unwrap_or_default();
+        Ok(from_daemon::Body::Granted(v1::Granted {
+            lease_id: granted.id.0,
+            ticket: ticket.seal(&self.ticket_key).map_err(|error| error.to_string())?,
+            lease_ms: u64::try_from(granted.deadline.until(now).as_millis()).unwrap_or(u64::MAX),
+            host: host.to_owned(),
+            port: port.parse().unwrap_or_default(),
+        }))
+    }
+
+    /// A peer wants data connections.
+    pub(super) async fn open_endpoint(&mut self, request: &v1::OpenEndpointRequest) -> v1::OpenEndpointReply {
+        let none = v1::OpenEndpointReply { daemon_epoch: self.epoch.0, ..Default::default() };
+        let count = request.stream_count;
+        if request.protocol != v1::PROTOCOL
+            || !(1..=STREAMS_MAX).contains(&count)
+            || self.admitted.len() >= ENDPOINTS_MAX
+        {
+            tracing::warn!(peer = request.node, streams = count, open = self.admitted.len(), "refused an endpoint");
+            return none;
+        }
+        let keys: Result<Vec<_>, _> = (0..count).map(|_| random::key()).collect();
+        let (Ok(keys), Ok(endpoint)) = (keys, random::number()) else { return none };
+        let endpoint = EndpointId(endpoint);
+        self.admitted.insert(endpoint, request.node.chars().take(64).collect());
+        let expires = self.clock.now().after(ADMISSION_MAX);
+        self.data.send(DataCommand::Admit(Admission { endpoint, keys: keys.clone(), expires })).await;
+        v1::OpenEndpointReply {
+            daemon_epoch: self.epoch.0,
+            endpoint: endpoint.0,
+            keys: keys.iter().map(|key| key.to_vec()).collect(),
+            data_port: u32::from(self.data_port),
+        }
+    }
+
+    /// A peer redeems a ticket: checks it and posts our half.
+    pub(super) async fn confirm_for_peer(&mut self, request: &v1::ConfirmRequest) -> v1::ConfirmReply {
+        match self.try_confirm_for_peer(request).await {
+            Ok(reply) => reply,
+            Err((refusal, message)) => {
+                self.metrics.refused(refusal);
+                tracing::debug!(?refusal, message, "refused a ticket");
+                v1::ConfirmReply { refusal: refusal.into(), message, ..Default::default() }
+            }
+        }
+    }
+
+    async fn try_confirm_for_peer(&mut self, request: &v1::ConfirmRequest) -> Result<v1::ConfirmReply, Refused> {
+        let malformed = |message: String| (Refusal::Request, message);
+        let endpoint = EndpointId(request.endpoint);
+        let peer = self.admitted.get(&endpoint).cloned();
+        let peer = peer.ok_or((Refusal::Endpoint, "the endpoint is not open; open another".to_owned()))?;
+        if self.serving.len() >= self.config.limits.transfers_max {
+            return Err((Refusal::Limit, format!("{} transfers are being served", self.serving.len())));
+        }
+        let sealed = Sealed::parse(&request.ticket).map_err(|error| (Refusal::Ticket, error.to_string()))?;
+        let layout = wire::layout(request.layout.as_ref()).map_err(malformed)?;
+        let fingerprint = wire::fingerprint(&request.fingerprint).map_err(malformed)?;
+        let work = self.draw_work();
+        let confirmed = self.confirm(&Ask {
+            sealed: &sealed,
+            rank: Rank(request.rank),
+            fingerprint,
+            layout: &layout,
+            wanted: &request.groups,
+            work,
+        })?;
+        let now = self.clock.now();
+        let asked = Duration::from_millis(request.deadline_ms).min(self.config.limits.transfer_deadline_max);
+        let deadline = confirmed.deadline.min(now.after(asked));
+        let bytes = confirmed.plan.bytes();
+        self.serving.insert(work, Serving { endpoint, peer, bytes, since: now });
+        self.engines.work_posted(work, vec![Arc::clone(&confirmed.region)]);
+        let reply = v1::ConfirmReply {
+            refusal: Refusal::Unspecified.into(),
+            message: String::new(),
+            work: work.0,
+            layout: Some(wire::sent_layout(&confirmed.layout)),
+            blocks: confirmed.blocks.iter().map(|group| wire::sent_blocks(&group.source)).collect(),
+            plan_digest: confirmed.plan.digest(),
+        };
+        let serve =
+            ServeWork { id: work, plan: confirmed.plan, source: confirmed.region, lease: confirmed.gate, deadline };
+        self.data.send(DataCommand::Post { via: Via::Tcp, endpoint, work: Work::Serve(serve) }).await;
+        Ok(reply)
+    }
+
+    /// The checks that every reader passes, from this node or another, and the pin.
+    pub(super) fn confirm(&mut self, ask: &Ask<'_>) -> Result<Confirmed, Refused> {
+        let ticket = ask.sealed.open(&self.ticket_key).map_err(|error| (Refusal::Ticket, error.to_string()))?;
+        let stale = || (Refusal::Ticket, "the ticket is from another life of its engine".to_owned());
+        if ticket.daemon_epoch != self.epoch {
+            return Err(stale());
+        }
+        let engine_id = self.lease_engines.get(&ticket.lease);
+        let engine_id = engine_id.ok_or((Refusal::Lease, RedeemError::Unknown.to_string()))?;
+        let (engine, worker) = self.engines.worker(engine_id, ask.rank).ok_or_else(stale)?;
+        if engine.epoch != ticket.engine_epoch {
+            return Err(stale());
+        }
+        if ticket.fingerprint != ask.fingerprint || worker.fingerprint != ask.fingerprint {
+            let message = format!("the engines differ: holder {}, reader {}", worker.fingerprint, ask.fingerprint);
+            return Err((Refusal::Fingerprint, message));
+        }
+        let Worker { region, layout, .. } = worker;
+        let (region, layout) = (Arc::clone(region), Arc::clone(layout));
+
+        let now = self.clock.now();
+        let redeemed =
+            self.leases.redeem(now, ticket.lease, ticket.engine_epoch, ask.rank, ask.work).map_err(|error| {
+                let refusal = match error {
+                    RedeemError::Epoch => Refusal::Ticket,
+                    RedeemError::Ended | RedeemError::Rank | RedeemError::Redeemed | RedeemError::Unknown => {
+                        Refusal::Lease
+                    }
+                };
+                (refusal, error.to_string())
+            })?;
+        let planned = pair(&redeemed.blocks, ask.wanted).and_then(|blocks| {
+            let plan = Plan::compile(&layout, ask.layout, &blocks).map_err(|error| error.to_string())?;
+            Ok((blocks, Arc::new(plan)))
+        });
+        match planned {
+            Ok((blocks, plan)) => {
+                Ok(Confirmed { region, layout, gate: redeemed.gate, deadline: redeemed.deadline, plan, blocks })
+            }
+            Err(message) => {
+                // The ticket is used up: what asks wrongly once gets no second guess.
+                self.leases.handle_read_ended(ask.work);
+                Err((Refusal::Request, message))
+            }
+        }
+    }
+
+    /// Stops a peer's read, if it is one; its completion still comes.
+    pub(super) async fn stop_serving(&mut self, work: WorkId, only_on: Option<u64>) {
+        let Some(serving) = self.serving.get(&work) else { return };
+        let endpoint = serving.endpoint;
+        if only_on.is_none_or(|only| only == endpoint.0) && endpoint != COPY_ENDPOINT {
+            self.stop_work(Via::Tcp, endpoint, work).await;
+        }
+    }
+
+    /// A reader will not come for this ticket.
+    pub(super) fn release(&mut self, ticket: &str) {
+        if let Ok(ticket) = Sealed::parse(ticket).and_then(|sealed| sealed.open(&self.ticket_key)) {
+            self.leases.relinquish(ticket.lease, ticket.engine_epoch);
+        }
+    }
+}
+
+/// The lease's blocks at the wanted positions, beside where they go.
+fn pair(leased: &[Vec<BlockIndex>], wanted: &[v1::WantedBlocks]) -> Result<Vec<GroupBlocks>, String> {
+    let mut pairs = Vec::with_capacity(wanted.len());
+    for (group, wanted) in wanted.iter().enumerate() {
+        if wanted.positions.is_empty() && wanted.targets.is_empty() {
+            continue;
+        }
+        let leased = leased.get(group).ok_or_else(|| format!("the lease has no group {group}"))?;
+        let at = |position: &u32| {
+            let block = usize::try_from(*position).ok().and_then(|position| leased.get(position));
+            block.copied().ok_or_else(|| format!("the lease has {} blocks, not one at {position}", leased.len()))
+        };
+        pairs.push(GroupBlocks {
+            group: u32::try_from(group).map_err(|_| "too many groups".to_owned())?,
+            source: wanted.positions.iter().map(at).collect::<Result<_, _>>()?,
+            target: wire::blocks(&wanted.targets),
+        });
+    }
+    Ok(pairs)
+}
+
+/// The plan that both sides compile, from the reader's end: what the holder says its blocks are.
+pub(super) fn pair_reply(wanted: &[v1::WantedBlocks], reply: &v1::ConfirmReply) -> Result<Vec<GroupBlocks>, String> {
+    let asked = wanted.iter().enumerate().filter(|(_, wanted)| !wanted.targets.is_empty());
+    let mut lists = reply.blocks.iter();
+    let mut pairs = Vec::new();
+    for (group, wanted) in asked {
+        let list = lists.next().ok_or("the holder named too few groups")?;
+        pairs.push(GroupBlocks {
+            group: u32::try_from(group).map_err(|_| "too many groups".to_owned())?,
+            source: wire::blocks(&list.blocks),
+            target: wire::blocks(&wanted.targets),
+        });
+    }
+    if lists.next().is_some() {
+        return Err("the holder named too many groups".to_owned());
+    }
+    Ok(pairs)
+}

@@ -1,0 +1,176 @@
+//! What `kvferry status` shows, as data.
+
+use serde::{Deserialize, Serialize};
+
+use super::hub::Hub;
+
+/// A moment of one daemon.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) node: String,
+    pub(crate) version: String,
+    pub(crate) daemon_epoch: u64,
+    pub(crate) uptime_s: u64,
+    /// Where peers call.
+    pub(crate) address: String,
+    pub(crate) engines: Vec<EngineStatus>,
+    pub(crate) regions: RegionsStatus,
+    pub(crate) leases: Vec<LeaseStatus>,
+    pub(crate) peers: Vec<PeerStatus>,
+    pub(crate) transfers: TransfersStatus,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct EngineStatus {
+    pub(crate) engine: String,
+    pub(crate) epoch: u64,
+    pub(crate) rank_count: u32,
+    pub(crate) workers: Vec<WorkerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct WorkerStatus {
+    pub(crate) rank: u32,
+    pub(crate) pid: i32,
+    pub(crate) uid: u32,
+    pub(crate) order: String,
+    pub(crate) blocks: u32,
+    pub(crate) bytes: u64,
+    pub(crate) fingerprint: String,
+}
+
+/// Mapped memory, also of engines that have gone while posted work still names it.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct RegionsStatus {
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct LeaseStatus {
+    pub(crate) lease: u64,
+    pub(crate) engine: String,
+    pub(crate) request: String,
+    pub(crate) blocks: usize,
+    pub(crate) left_ms: u64,
+    pub(crate) reads: usize,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct PeerStatus {
+    pub(crate) peer: String,
+    /// `out`: we read from it; `in`: it reads from us.
+    pub(crate) direction: String,
+    pub(crate) up: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct TransfersStatus {
+    /// Into this node.
+    pub(crate) reading: Vec<ActiveTransfer>,
+    /// Out of this node.
+    pub(crate) serving: Vec<ActiveTransfer>,
+    /// The last 64 into this node, oldest first.
+    pub(crate) finished: Vec<FinishedTransfer>,
+    pub(crate) delivered_total: u64,
+    pub(crate) failed_total: u64,
+    pub(crate) bytes_total: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct ActiveTransfer {
+    pub(crate) work: u64,
+    pub(crate) request: String,
+    pub(crate) peer: String,
+    pub(crate) state: String,
+    pub(crate) for_ms: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct FinishedTransfer {
+    pub(crate) work: u64,
+    pub(crate) request: String,
+    pub(crate) engine: String,
+    pub(crate) engine_epoch: u64,
+    pub(crate) holder: String,
+    pub(crate) via: String,
+    /// `delivered`, or why not.
+    pub(crate) outcome: String,
+    pub(crate) bytes: u64,
+    pub(crate) micros: u64,
+    /// The holder's blocks, a list for each group that was asked for.
+    pub(crate) source_blocks: Vec<Vec<u32>>,
+    /// Where they went, in the same order.
+    pub(crate) target_blocks: Vec<Vec<u32>>,
+}
+
+impl Hub {
+    pub(super) fn status(&self) -> Status {
+        let now = self.clock.now();
+        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let engines = self.engines.engines.iter().map(|(name, engine)| EngineStatus {
+            engine: name.clone(),
+            epoch: engine.epoch.0,
+            rank_count: engine.rank_count,
+            workers: engine
+                .workers
+                .iter()
+                .map(|(rank, worker)| WorkerStatus {
+                    rank: rank.0,
+                    pid: self.engines.sessions.get(&worker.session).map_or(0, |open| open.process.pid),
+                    uid: self.engines.sessions.get(&worker.session).map_or(0, |open| open.process.uid),
+                    order: worker.layout.order().to_string(),
+                    blocks: worker.layout.block_count(),
+                    bytes: worker.region.len(),
+                    fingerprint: worker.fingerprint.to_string(),
+                })
+                .collect(),
+        });
+        let leases = self.leases.iter().map(|(id, request, blocks, deadline, reads)| LeaseStatus {
+            lease: id.0,
+            engine: self.lease_engines.get(&id).cloned().unwrap_or_default(),
+            request: request.to_owned(),
+            blocks,
+            left_ms: millis(deadline.until(now)),
+            reads,
+        });
+        let outward =
+            self.links.iter().map(|(peer, up)| PeerStatus { peer: peer.to_owned(), direction: "out".to_owned(), up });
+        let inward = self.admitted.values();
+        let inward = inward.map(|peer| PeerStatus { peer: peer.clone(), direction: "in".to_owned(), up: true });
+        let reading = self.reading.iter().map(|(work, reading)| ActiveTransfer {
+            work: work.0,
+            request: reading.request_id.clone(),
+            peer: reading.holder().to_owned(),
+            state: reading.transfer.state().to_owned(),
+            for_ms: millis(now.until(reading.since)),
+        });
+        let serving = self.serving.iter().map(|(work, serving)| ActiveTransfer {
+            work: work.0,
+            request: String::new(),
+            peer: serving.peer.clone(),
+            state: format!("serving {} bytes", serving.bytes),
+            for_ms: millis(now.until(serving.since)),
+        });
+        let (delivered_total, failed_total, bytes_total) = self.metrics.transfer_totals();
+        Status {
+            node: self.config.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            daemon_epoch: self.epoch.0,
+            uptime_s: self.uptime().as_secs(),
+            address: self.advertise.clone(),
+            engines: engines.collect(),
+            regions: RegionsStatus { count: self.meter.regions(), bytes: self.meter.bytes() },
+            leases: leases.collect(),
+            peers: outward.chain(inward).collect(),
+            transfers: TransfersStatus {
+                reading: reading.collect(),
+                serving: serving.collect(),
+                finished: self.finished.iter().cloned().collect(),
+                delivered_total,
+                failed_total,
+                bytes_total,
+            },
+        }
+    }
+}
