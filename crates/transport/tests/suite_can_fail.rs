@@ -1,14 +1,19 @@
 //! The suite reports transports that break their contract: a suite that cannot fail proves nothing.
 
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
-use kvferry_core::WorkId;
+use kvferry_core::{Time, WorkId};
+use kvferry_memory::Region;
 use kvferry_transport::conformance::{
     Clock, Property, Rig, Violation, close_completes_everything_first, deadline_already_passed, deadline_midway,
     lease_closed_midway, lease_ended_before_the_post, lease_expired_midway, moves_an_empty_plan,
-    moves_many_works_interleaved, moves_one_large_work,
+    moves_many_works_interleaved, moves_mixed_layouts, moves_one_large_work,
 };
-use kvferry_transport::{Act, CopySettings, CopyTransport, Fault, Faulty, Script};
+use kvferry_transport::{
+    Act, Admission, CopySettings, CopyTransport, Dial, Endpoint, EndpointId, Event, Fault, Faulty, Script, Transport,
+};
 
 /// The first read of each property has this id.
 const FIRST: WorkId = WorkId(1);
@@ -100,5 +105,72 @@ fn a_region_held_after_the_completion() {
 fn a_byte_written_after_the_completion() {
     for turns in [0, 2] {
         assert_eq!(verdict(moves_one_large_work, Act::WriteLate { turns }), Violation::TouchedLate(FIRST));
+    }
+}
+
+#[test]
+fn a_turn_that_says_it_is_done_with_work_left() {
+    assert_eq!(verdict_of_answer(moves_mixed_layouts, false), Violation::MissedWakeup);
+}
+
+#[test]
+fn a_turn_that_always_asks_for_more() {
+    assert_eq!(verdict_of_answer(moves_mixed_layouts, true), Violation::NeverIdle);
+}
+
+fn verdict_of_answer(property: Property, answer: bool) -> Violation {
+    let make = |_: &Clock| {
+        let inner = CopyTransport::new(CopySettings::default());
+        Rig::alone(Box::new(Stubborn { inner, answer }), CopyTransport::ENDPOINT, 1)
+    };
+    property(&make).expect_err("the suite must notice")
+}
+
+/// Gives the same answer after every turn, whatever is left to do.
+struct Stubborn {
+    inner: CopyTransport,
+    answer: bool,
+}
+
+impl Transport for Stubborn {
+    fn name(&self) -> &'static str {
+        "stubborn"
+    }
+
+    fn register(&mut self, region: &Arc<Region>) -> Result<(), Fault> {
+        self.inner.register(region)
+    }
+
+    fn deregister(&mut self, region: &Arc<Region>) {
+        self.inner.deregister(region);
+    }
+
+    fn connect(&mut self, now: Time, dial: Dial) -> Result<(), Fault> {
+        self.inner.connect(now, dial)
+    }
+
+    fn admit(&mut self, now: Time, admission: Admission) -> Result<(), Fault> {
+        self.inner.admit(now, admission)
+    }
+
+    fn close(&mut self, now: Time, endpoint: EndpointId) {
+        self.inner.close(now, endpoint);
+    }
+
+    fn endpoint(&mut self, id: EndpointId) -> Option<&mut dyn Endpoint> {
+        self.inner.endpoint(id)
+    }
+
+    fn turn(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
+        self.inner.turn(now, events);
+        self.answer
+    }
+
+    fn next_deadline(&self) -> Option<Time> {
+        None
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 }
