@@ -17,7 +17,8 @@ pub enum Fault {
     /// The deadline of the work, or of the connect, has passed.
     #[error("deadline passed")]
     Deadline,
-    /// As much work is in flight as this endpoint takes; post again after a completion.
+    /// As much work is in flight as this endpoint takes; post again later. What was cancelled counts until the path is
+    /// clear of its bytes, which may be a while after its completion.
     #[error("as much work in flight as the endpoint takes")]
     Full,
     /// The operating system said no; the number is its errno.

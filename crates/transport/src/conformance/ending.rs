@@ -22,11 +22,11 @@ pub fn cancel_before_the_first_turn(make: Make<'_>) -> Result<(), Violation> {
     let index = stage.lay(&Shape::medium());
     stage.post(index)?;
     let (read, serve) = (stage.transfer(index).read, stage.transfer(index).serve);
-    stage.cancel(End::Reader, read)?;
+    stage.cancel(End::Reader, read);
     stage.must_end(read, "Cancelled", |result| result == Err(Fault::Cancelled))?;
     if stage.is_pair() {
         // The read may never have reached the holder, so the holder is told by its own daemon.
-        stage.cancel(End::Holder, serve)?;
+        stage.cancel(End::Holder, serve);
         stage.must_end(serve, "Cancelled", |result| result == Err(Fault::Cancelled))?;
     }
     stage.carry(&Shape::small())?;
@@ -41,7 +41,7 @@ pub fn cancel_before_the_first_turn(make: Make<'_>) -> Result<(), Violation> {
 pub fn cancel_midway(make: Make<'_>) -> Result<(), Violation> {
     let (mut stage, index) = Stage::midway(make, |_, _| {})?;
     let read = stage.transfer(index).read;
-    stage.cancel(End::Reader, read)?;
+    stage.cancel(End::Reader, read);
     stage.must_end(read, "Cancelled", |result| result == Err(Fault::Cancelled))?;
     stage.carry(&Shape::small())?;
     stage.finish()
@@ -59,9 +59,9 @@ pub fn cancel_of_stale_ids_is_ignored(make: Make<'_>) -> Result<(), Violation> {
     stage.post(running)?;
     let (read, serve) = (stage.transfer(done).read, stage.transfer(done).serve);
     for stale in [read, serve, WorkId(0), WorkId(u64::MAX)] {
-        stage.cancel(End::Reader, stale)?;
+        stage.cancel(End::Reader, stale);
         if stage.is_pair() {
-            stage.cancel(End::Holder, stale)?;
+            stage.cancel(End::Holder, stale);
         }
     }
     stage.must_succeed(running)?;

@@ -27,12 +27,15 @@ pub fn post_beyond_the_limit_is_handed_back(make: Make<'_>) -> Result<(), Violat
     let work = stage.read_work(beyond);
     stage.must_hand_back(End::Reader, beyond, work, Fault::Full)?;
     for id in &taken {
-        stage.cancel(End::Reader, *id)?;
+        stage.cancel(End::Reader, *id);
     }
     for id in taken {
         stage.must_end(id, "Cancelled", |result| result == Err(Fault::Cancelled))?;
     }
-    stage.post(beyond)?;
+    if stage.is_pair() {
+        stage.post_serve(beyond)?;
+    }
+    stage.post_read_once_there_is_room(beyond)?;
     stage.must_succeed(beyond)?;
     stage.finish()
 }

@@ -123,6 +123,17 @@ impl Stage {
         self.must_take(End::Reader, index, work)
     }
 
+    /// Posts a read again and again while it is handed back as too many: a path may have to clear away what was
+    /// cancelled on it before it takes more.
+    pub(super) fn post_read_once_there_is_room(&mut self, index: usize) -> Result<(), Violation> {
+        let mut last = Ok(());
+        self.until("room for a post", |stage| {
+            last = stage.post_read(index);
+            !matches!(last, Err(Violation::HandedBack { fault: Fault::Full, .. }))
+        })?;
+        last
+    }
+
     pub(super) fn serve_work(&self, index: usize) -> Work {
         let Transfer { plan, source, lease, deadline, serve, .. } = &self.transfers[index];
         Work::Serve(ServeWork {
@@ -192,12 +203,13 @@ impl Stage {
         Ok(posted)
     }
 
-    pub(super) fn cancel(&mut self, end: End, id: WorkId) -> Result<(), Violation> {
+    /// Cancels, if the endpoint is still there: one that is not completes its works without being told.
+    pub(super) fn cancel(&mut self, end: End, id: WorkId) {
         let now = self.clock.now();
         let seat = self.seat(end);
-        let name = seat.endpoint;
-        seat.transport.endpoint(name).ok_or(Violation::EndpointLost(name))?.cancel(now, id);
-        Ok(())
+        if let Some(endpoint) = seat.transport.endpoint(seat.endpoint) {
+            endpoint.cancel(now, id);
+        }
     }
 
     pub(super) fn seat(&mut self, end: End) -> &mut Seat {
