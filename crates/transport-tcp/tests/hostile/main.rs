@@ -1,0 +1,11 @@
+//! Peers that lie, stall, vanish and babble, played with plain sockets against the real transport.
+//!
+//! Whatever they do: no panic, every posted work completes exactly once with the right fault, no memory is touched
+//! after that, and nothing else on the transport suffers.
+
+mod door;
+mod holder;
+mod mutation;
+mod reader;
+mod silence;
+mod stage;
