@@ -81,7 +81,8 @@ impl Walk<'_> {
         inner.max().unwrap_or(Overlay::Disjoint)
     }
 
-    /// The stride of an axis if it is one and the same for both, and no smaller than what lies inside either.
+    /// The stride of an axis if it is one and the same for both, and no smaller than what lies inside either, which
+    /// bounds the steps: one span's page could else hold any number of the other's.
     fn shared_stride(&self, depth: usize, axis: Axis) -> Option<i128> {
         let (a, b) = (self.a.extent(axis), self.b.extent(axis));
         let stride = match (a.count, b.count) {

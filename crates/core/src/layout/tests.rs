@@ -121,6 +121,18 @@ fn groups_may_share_bytes_and_how_is_known() {
 }
 
 #[test]
+fn comparing_groups_takes_few_steps_whatever_their_shape() {
+    // One group's page holds two thousand million heads of the other: they are not compared one by one.
+    let group = |head_count, content_bytes| {
+        let span = LayerSpan { head_count, token_count: 1, content_bytes, ..span(1, 0, 0, 1 << 32) };
+        GroupLayout { spans: vec![span] }
+    };
+    let groups = vec![group(1 << 31, 2), group(1, u32::MAX)];
+    let laid = Layout::new(AxisOrder::Lbhnc, 5, 1 << 40, groups).unwrap();
+    assert_eq!(laid.overlay(0, 1), Overlay::SameBlock);
+}
+
+#[test]
 fn counts_have_limits() {
     let one = GroupLayout { spans: vec![span(1, 0, 0, 24)] };
     let new = |block_count, groups| Layout::new(AxisOrder::Lbhnc, block_count, 1 << 40, groups);

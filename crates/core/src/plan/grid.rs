@@ -141,11 +141,12 @@ impl Course {
         for (step, axis) in steps.iter_mut().zip(grid.axes()) {
             *step = *axis;
         }
-        // Walk upwards through the side on which runs are dense: there the next run often continues the last one.
+        // Walk upwards through the side on which runs are dense: there the next run often continues the last one. No two
+        // axes have the same stride on one side, as strides nest.
         if run.target == grid.length {
-            steps.sort_unstable_by_key(|axis| Reverse((axis.target, axis.source)));
+            steps.sort_unstable_by_key(|axis| Reverse(axis.target));
         } else {
-            steps.sort_unstable_by_key(|axis| Reverse((axis.source, axis.target)));
+            steps.sort_unstable_by_key(|axis| Reverse(axis.source));
         }
         Self { length: grid.length, run, steps }
     }
