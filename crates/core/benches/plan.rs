@@ -129,6 +129,7 @@ fn walk(plan: &Arc<Plan>, side: Side, slices: &mut Vec<Slice>) -> usize {
     count
 }
 
+#[expect(clippy::disallowed_methods, reason = "a benchmark is about the real clock")]
 fn fastest<T>(mut work: impl FnMut() -> T) -> Duration {
     let budget = Instant::now();
     let mut best = Duration::MAX;
