@@ -4,6 +4,7 @@
 mod commands;
 mod config;
 mod daemon;
+mod models;
 mod random;
 
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ struct Cli {
 enum Command {
     CheckConfig(commands::check_config::CheckConfig),
     Checksum(commands::checksum::Checksum),
+    Demo(commands::demo::Demo),
     Serve(commands::serve::Serve),
     Sidecar(commands::sidecar::RunSidecar),
     Status(commands::status::ShowStatus),
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::CheckConfig(command) => command.run(),
         Command::Checksum(command) => command.run(),
+        Command::Demo(command) => command.run(),
         Command::Serve(command) => command.run(),
         Command::Sidecar(command) => command.run(),
         Command::Status(command) => command.run(),

@@ -22,7 +22,7 @@ pub(crate) struct Checksum {
     /// Block indices, comma-separated.
     #[arg(long, value_delimiter = ',', required = true)]
     blocks: Vec<u32>,
-    /// Prints {"BLOCK": CRC, ...}.
+    /// Prints one JSON object: a checksum for each block.
     #[arg(long)]
     json: bool,
 }

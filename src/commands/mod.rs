@@ -3,6 +3,7 @@
 pub(crate) mod ask;
 pub(crate) mod check_config;
 pub(crate) mod checksum;
+pub(crate) mod demo;
 pub(crate) mod serve;
 pub(crate) mod sidecar;
 pub(crate) mod status;

@@ -31,7 +31,7 @@ impl ShowStatus {
 
 fn mebibytes(bytes: u64) -> String {
     // Three digits behind the point are exact enough for people.
-    format!("{}.{:03} MiB", bytes >> 20, (bytes & ((1 << 20) - 1)) * 1000 >> 20)
+    format!("{}.{:03} MiB", bytes >> 20, ((bytes & ((1 << 20) - 1)) * 1000) >> 20)
 }
 
 fn print(status: &Status) {

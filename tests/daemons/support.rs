@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use kvferry_client::{AttachSpec, Client, ClientConfig, Event, GroupLayout, LayerSpan, Layout, Role, WantedBlocks};
@@ -78,7 +78,7 @@ impl Daemon {
             .spawn()
             .expect("start the daemon");
         let stderr = child.stderr.take().expect("stderr");
-        let (sender, log) = channel();
+        let (sender, log) = sync_channel(1 << 20);
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 // Seen when a test fails.

@@ -1,7 +1,7 @@
 //! What a data thread asks about a lease without asking the lease table.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crate::ids::Time;
 
@@ -23,7 +23,8 @@ impl LeaseGate {
     /// Whether the blocks were unchanged up to `now`. A `false` stays `false`.
     #[must_use]
     pub fn is_live(&self, now: Time) -> bool {
-        // Acquire pairs with the Release in `close`: who sees the gate open has not been overtaken by what follows it.
+        // Whoever asks has read the blocks before: the fence keeps those reads from drifting behind the answer.
+        fence(Ordering::Acquire);
         now < self.deadline && !self.closed.load(Ordering::Acquire)
     }
 
