@@ -10,7 +10,7 @@ use super::ask::Ask;
 pub(crate) struct Checksum {
     #[command(flatten)]
     ask: Ask,
-    /// The engine_id of its --kv-transfer-config.
+    /// Its engine ID, as in its --kv-transfer-config.
     #[arg(long)]
     engine: String,
     /// The worker.

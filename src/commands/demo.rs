@@ -68,8 +68,7 @@ impl Demo {
         let holder = ChildDaemon::start("127.0.0.1", "").await?;
         let reader = ChildDaemon::start("127.0.0.2", "").await?;
         progress("attaching two synthetic engines");
-        let prefill =
-            SyntheticEngine::attach(&holder.socket(), "prefill", model, blocks, self.block_tokens).await?;
+        let prefill = SyntheticEngine::attach(&holder.socket(), "prefill", model, blocks, self.block_tokens).await?;
         let mut decode = SyntheticEngine::attach(&reader.socket(), "decode", model, blocks, self.block_tokens).await?;
 
         let source: Vec<_> = (0..blocks).collect();

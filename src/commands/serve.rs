@@ -12,8 +12,7 @@ use crate::daemon::Daemon;
 /// Runs this node's daemon until Ctrl-C or SIGTERM.
 ///
 /// Engines attach to the socket kvferry.sock in attach.directory; peers call peer.listen. Without a config file every
-/// setting has its default: loopback only, /run/kvferry. The log's level is set by KVFERRY_LOG, such as
-/// KVFERRY_LOG=debug.
+/// setting has its default: loopback only, /run/kvferry. KVFERRY_LOG sets the log's level, such as debug.
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
     /// A TOML file; `kvferry check-config FILE` explains one.

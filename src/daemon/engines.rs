@@ -72,6 +72,12 @@ impl Engines {
         (worker.session == session).then_some((engine.epoch, rank, worker))
     }
 
+    /// Every connection of an engine's processes.
+    pub(crate) fn sessions_of(&self, engine_id: &str) -> Vec<SessionId> {
+        let of_engine = |open: &Session| open.role != Role::Operator && open.engine_id == engine_id;
+        self.sessions.iter().filter(|(_, open)| of_engine(open)).map(|(session, _)| *session).collect()
+    }
+
     /// Sends to one session; one that does not read what it asked for loses its connection.
     pub(crate) fn tell(&mut self, session: SessionId, message: FromDaemon) {
         if let Some(open) = self.sessions.get(&session)

@@ -248,10 +248,8 @@ impl Hub {
                 }
                 LeaseEvent::Ended { id, request_id, reason, .. } => {
                     self.metrics.lease_ended(reason);
-                    // Told to whoever is attached now: after a scheduler's loss the epoch is another, the blocks are not.
-                    let engine = self.lease_engines.remove(&id).and_then(|name| self.engines.engines.get(&name));
-                    let sessions: Vec<_> =
-                        engine.map_or_else(Vec::new, |e| e.workers.values().map(|worker| worker.session).collect());
+                    let Some(engine_id) = self.lease_engines.remove(&id) else { continue };
+                    let sessions = self.engines.sessions_of(&engine_id);
                     let ended = v1::LeaseEnded { lease_id: id.0, request_id, reason: reason_word(reason).to_owned() };
                     for session in sessions {
                         self.reply(session, 0, from_daemon::Body::LeaseEnded(ended.clone()));
