@@ -165,6 +165,11 @@ impl Config {
         Ok(config)
     }
 
+    /// What an empty file means.
+    pub(crate) fn defaults() -> Result<Self> {
+        Self::parse("")
+    }
+
     /// Where engines find the daemon.
     pub(crate) fn socket(&self) -> PathBuf {
         self.attach_directory.join("kvferry.sock")

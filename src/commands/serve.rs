@@ -17,12 +17,12 @@ use crate::daemon::Daemon;
 pub(crate) struct Serve {
     /// A TOML file; `kvferry check-config FILE` explains one.
     #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
 }
 
 impl Serve {
     pub(crate) fn run(self) -> Result<()> {
-        let config = Config::load(&self.config)?;
+        let config = self.config.as_deref().map_or_else(Config::defaults, Config::load)?;
         // Control never touches a transfer's bytes: two threads are plenty.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         runtime.block_on(async {

@@ -149,7 +149,7 @@ impl Hub {
         let malformed = |message: String| (Refusal::Request, message);
         let endpoint = EndpointId(request.endpoint);
         let peer = self.admitted.get(&endpoint).cloned();
-        let peer = peer.ok_or((Refusal::Endpoint, "the endpoint is not open; open another".to_owned()))?;
+        let peer = peer.ok_or_else(|| (Refusal::Endpoint, "the endpoint is not open; open another".to_owned()))?;
         if self.serving.len() >= self.config.limits.transfers_max {
             return Err((Refusal::Limit, format!("{} transfers are being served", self.serving.len())));
         }
@@ -193,7 +193,7 @@ impl Hub {
             return Err(stale());
         }
         let engine_id = self.lease_engines.get(&ticket.lease);
-        let engine_id = engine_id.ok_or((Refusal::Lease, RedeemError::Unknown.to_string()))?;
+        let engine_id = engine_id.ok_or_else(|| (Refusal::Lease, RedeemError::Unknown.to_string()))?;
         let (engine, worker) = self.engines.worker(engine_id, ask.rank).ok_or_else(stale)?;
         if engine.epoch != ticket.engine_epoch {
             return Err(stale());
