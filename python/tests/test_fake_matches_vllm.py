@@ -12,6 +12,7 @@ MODULES = {
     "vllm.distributed.kv_transfer.kv_connector.utils",
     "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "vllm.platforms",
+    "vllm.v1.metrics.cache_hit_source",
 }
 
 

@@ -19,8 +19,13 @@ def test_the_kv_cache_lands_in_a_sealed_memfd():
         tensor = torch.zeros(SIZE, dtype=torch.int8, device=torch.device("cpu"))
     assert memory.address == tensor.data_ptr()
     assert os.fstat(memory.fd).st_size == SIZE
-    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-    assert fcntl.fcntl(memory.fd, fcntl.F_GET_SEALS) == seals
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, SIZE // 2)
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, SIZE * 2)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(memory.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    assert not os.get_inheritable(memory.fd)
     assert not tensor.any()
     tensor[1234] = 56
     view = mmap.mmap(memory.fd, SIZE)
@@ -75,3 +80,21 @@ def test_a_kernel_without_memfd(monkeypatch):
     with memory.context():
         assert torch.zeros(SIZE, dtype=torch.int8).shape == (SIZE,)
     assert "not here" in memory.failure
+
+
+def test_a_python_without_memfd(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    memory = SharedMemory(SIZE)
+    with memory.context():
+        tensor = torch.zeros(SIZE, dtype=torch.int8)
+    assert memory.address == tensor.data_ptr()
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, 1)
+
+
+def test_a_machine_without_memfd(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    memory = SharedMemory(SIZE)
+    assert memory.allocate() is None
+    assert "memfd_create" in memory.failure

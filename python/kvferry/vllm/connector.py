@@ -17,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorTransferResults,
     SupportsHMA,
 )
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from kvferry import native
 from kvferry.client import AttachSpec
@@ -36,6 +37,9 @@ _WITHOUT_US = "kvferry: the engine serves without KVFerry, every prompt is compu
 
 class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
     """Carries KV cache between engines through the KVFerry daemon of the node."""
+
+    # How vLLM's statistics name the tokens that come from here.
+    _cache_hit_source = CacheHitSource.P2P
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
