@@ -53,7 +53,7 @@ pub(crate) struct Limits {
     pub(crate) transfer_deadline_max: Duration,
     pub(crate) connect_max: Duration,
     pub(crate) spin: Duration,
-    pub(crate) data_bytes_per_second_max: Option<u64>,
+    pub(crate) peer_bytes_per_second_max: Option<u64>,
 }
 
 /// Whom this daemon may call: tickets name their holder, and anybody can write a ticket's text.
@@ -187,7 +187,7 @@ impl raw::Limits {
             transfer_deadline_ms_max,
             connect_ms_max,
             spin_us,
-            data_bytes_per_second_max,
+            peer_bytes_per_second_max,
         } = self;
         let within = |name: &str, value: u64, low: u64, high: u64| {
             ensure!((low..=high).contains(&value), "limits.{name} = {value}: {low} to {high}");
@@ -210,9 +210,9 @@ impl raw::Limits {
             )?),
             connect_max: Duration::from_millis(within("connect_ms_max", connect_ms_max, 1, 60_000)?),
             spin: Duration::from_micros(within("spin_us", spin_us, 0, 10_000)?),
-            data_bytes_per_second_max: match data_bytes_per_second_max {
+            peer_bytes_per_second_max: match peer_bytes_per_second_max {
                 0 => None,
-                rate => Some(within("data_bytes_per_second_max", rate, 1 << 20, u64::MAX)?),
+                rate => Some(within("peer_bytes_per_second_max", rate, 1 << 20, u64::MAX)?),
             },
         })
     }

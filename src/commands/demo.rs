@@ -107,7 +107,7 @@ impl Demo {
         decode: &mut SyntheticEngine,
     ) -> Result<()> {
         progress("killing a daemon in the middle of a transfer");
-        let pace = format!("[limits]\ndata_bytes_per_second_max = {SLOW_BYTES_PER_SECOND}\n");
+        let pace = format!("[limits]\npeer_bytes_per_second_max = {SLOW_BYTES_PER_SECOND}\n");
         let mut slow = ChildDaemon::start("127.0.0.3", &pace).await?;
         let prefill = SyntheticEngine::attach(&slow.socket(), "slow", model, blocks, self.block_tokens).await?;
         prefill.fill(9)?;

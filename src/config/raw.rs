@@ -60,7 +60,7 @@ pub(super) struct Limits {
     pub(super) transfer_deadline_ms_max: u64,
     pub(super) connect_ms_max: u64,
     pub(super) spin_us: u64,
-    pub(super) data_bytes_per_second_max: u64,
+    pub(super) peer_bytes_per_second_max: u64,
 }
 
 impl Default for Attach {
@@ -100,7 +100,7 @@ impl Default for Limits {
             transfer_deadline_ms_max: 60_000,
             connect_ms_max: 2_000,
             spin_us: 0,
-            data_bytes_per_second_max: 0,
+            peer_bytes_per_second_max: 0,
         }
     }
 }

@@ -41,7 +41,7 @@ fn limits_have_limits() {
     for (text, word) in [
         ("[limits]\ntransfers_max = 0", "transfers_max"),
         ("[limits]\nlease_ms_max = 99999999999", "lease_ms_max"),
-        ("[limits]\ndata_bytes_per_second_max = 1", "data_bytes_per_second_max"),
+        ("[limits]\npeer_bytes_per_second_max = 1", "peer_bytes_per_second_max"),
         ("[peer]\nstreams = 17", "peer.streams"),
         ("node = \"\"", "node"),
     ] {

@@ -184,7 +184,11 @@ impl Daemon {
 
 fn tcp_settings(config: &Config) -> kvferry_transport_tcp::Settings {
     // One endpoint may carry all transfers of both directions.
-    kvferry_transport_tcp::Settings { works_max: 2 * config.limits.transfers_max, ..Default::default() }
+    kvferry_transport_tcp::Settings {
+        works_max: 2 * config.limits.transfers_max,
+        endpoint_bytes_per_second_max: config.limits.peer_bytes_per_second_max,
+        ..Default::default()
+    }
 }
 
 fn tls(files: &TlsFiles) -> Result<(ServerTlsConfig, ClientTlsConfig)> {

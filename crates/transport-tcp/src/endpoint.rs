@@ -260,6 +260,9 @@ impl TcpEndpoint {
                 }
             }
         }
+        if let Side::Holder(holder) = &self.side {
+            self.alarm = self.alarm.min(holder.paced_until());
+        }
         if self.has_open_business() {
             self.alarm = self.alarm.min(now.after(self.notice_max));
         }
@@ -302,7 +305,7 @@ impl TcpEndpoint {
 
     fn next_alarm(&self) -> Time {
         let side = match &self.side {
-            Side::Holder(holder) => holder.next_deadline(),
+            Side::Holder(holder) => holder.next_deadline().min(holder.paced_until()),
             Side::Reader(reader) => reader.next_deadline(),
         };
         let stalls = (0..self.streams.len()).filter_map(|index| self.stall_at(index));
@@ -322,7 +325,7 @@ impl TcpEndpoint {
                     Side::Holder(holder) => {
                         stream.is_readable() && holder.is_listening(stream)
                             || holder.has_trailer_due(index)
-                            || stream.is_writable() && holder.has_output(index)
+                            || stream.is_writable() && holder.can_send(index)
                     }
                     Side::Reader(_) => stream.is_readable(),
                 }

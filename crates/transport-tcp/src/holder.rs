@@ -26,6 +26,7 @@ use slab::Slab;
 
 use crate::frame::{Frame, HEADER_BYTES, Outcome, Tag};
 use crate::outflow::{Outflow, Outgoing};
+use crate::pace::Pace;
 use crate::settings::Settings;
 use crate::share::shares;
 use crate::stream::Stream;
@@ -38,6 +39,7 @@ pub(crate) struct HolderSide {
     /// Fetches whose work has not been posted yet.
     early: Vec<EarlyFetch>,
     outflows: Vec<Outflow>,
+    pace: Pace,
     /// Counts turns, to tell a later one.
     turn: u64,
     works_max: usize,
@@ -88,6 +90,7 @@ impl HolderSide {
             ids: HashMap::new(),
             early: Vec::new(),
             outflows: (0..stream_count).map(|_| Outflow::new()).collect(),
+            pace: Pace::new(settings.endpoint_bytes_per_second_max),
             turn: 0,
             works_max: settings.works_max,
             early_max: settings.works_max * stream_count,
@@ -105,6 +108,17 @@ impl HolderSide {
     /// Whether this stream has bytes to send, now or in the next turn.
     pub(crate) fn has_output(&self, stream: usize) -> bool {
         self.outflows[stream].has_output()
+    }
+
+    /// Whether this stream could send in the next turn; not while its next piece waits for the pace.
+    pub(crate) fn can_send(&self, stream: usize) -> bool {
+        let outflow = &self.outflows[stream];
+        outflow.piece.is_some() || !outflow.closing.is_empty() || !outflow.ready.is_empty() && !self.pace.is_waiting
+    }
+
+    /// When a piece that waits for the pace may begin.
+    pub(crate) const fn paced_until(&self) -> Time {
+        self.pace.wakes_at()
     }
 
     /// Whether a trailer must be made in the next turn.
@@ -192,6 +206,7 @@ impl HolderSide {
     /// A turn has begun, with a `now` that was read after everything of the last turn.
     pub(crate) const fn begin_turn(&mut self) {
         self.turn += 1;
+        self.pace.is_waiting = false;
     }
 
     /// Whether the reader of this stream is listened to: not while it leaves too many answers unread.
@@ -320,6 +335,9 @@ impl HolderSide {
         now: Time,
         done: &mut Vec<Completion>,
     ) -> Result<(), Fault> {
+        if self.outflows[index].ready.is_empty() || !self.pace.admits(now) {
+            return Ok(());
+        }
         while let Some(slot) = self.outflows[index].ready.pop_front() {
             if !self.serves[slot].lease.is_live(now) {
                 self.end(streams, slot, Outcome::LeaseEnded, Fault::LeaseEnded, done);
@@ -330,6 +348,7 @@ impl HolderSide {
             let Some(tag) = part.tag else { continue };
             let (length, checksum) = self.outflows[index].load(&mut part.cursor, &serve.source, self.piece_bytes)?;
             let piece = Frame::Piece { work: serve.id, tag, sequence: part.sequence, length, checksum };
+            self.pace.spend(now, length);
             part.sequence = part.sequence.wrapping_add(1);
             part.sent += u64::from(length);
             self.outflows[index].piece =

@@ -24,6 +24,7 @@ pub mod frame;
 mod holder;
 mod inflow;
 mod outflow;
+mod pace;
 mod reader;
 mod settings;
 mod share;

@@ -19,15 +19,19 @@ pub struct Settings {
     pub endpoints_max: usize,
     /// How long a Fetch may be ahead of the work it asks for. Default 1 s.
     pub fetch_ahead_max: Duration,
-    /// Bytes under one checksum, at most. Default 1 MiB, 4 KiB to 64 MiB. A smaller piece shares a stream more
-    /// fairly; a larger one saves system calls.
+    /// Bytes an endpoint may send in a second, all its streams together; `None`, the default, is as fast as the wire
+    /// takes them. Met to a piece: a rate of one piece a second sends one at once and the next a second later.
+    pub endpoint_bytes_per_second_max: Option<u64>,
+    /// Bytes under one checksum and in one system call, at most. Default 512 KiB, 4 KiB to 64 MiB. A smaller piece
+    /// costs more calls, a larger one has left the second-level cache between its checksum and its copy (measured:
+    /// `examples/loopback.rs`, 256 KiB to 2 MiB).
     pub piece_bytes: u32,
     /// Kernel send and receive buffer of each stream, in bytes; 0, the default, lets the kernel size them as it goes.
     /// The kernel caps it at `net.core.wmem_max` and `net.core.rmem_max` without a word.
     pub socket_buffer_bytes: u32,
     /// How long a stream with bytes due may stand still until its endpoint goes down. Default 5 s.
     pub stall_max: Duration,
-    /// System calls on one stream in one turn. Default 8, at least 1. More serve one stream better, fewer keep a turn
+    /// System calls on one stream in one turn. Default 4, at least 1. More serve one stream better, fewer keep a turn
     /// short.
     pub stream_calls_max: u32,
     /// Works in flight on one endpoint. Default 1,024, limit 65,536. Costs the cursors of their plans, about 200
@@ -42,10 +46,11 @@ impl Default for Settings {
             hello_max: Duration::from_secs(2),
             endpoints_max: 256,
             fetch_ahead_max: Duration::from_secs(1),
-            piece_bytes: 1 << 20,
+            endpoint_bytes_per_second_max: None,
+            piece_bytes: 512 << 10,
             socket_buffer_bytes: 0,
             stall_max: Duration::from_secs(5),
-            stream_calls_max: 8,
+            stream_calls_max: 4,
             works_max: 1024,
         }
     }
@@ -60,6 +65,7 @@ impl Settings {
             hello_max: self.hello_max,
             endpoints_max: self.endpoints_max.clamp(1, 4096),
             fetch_ahead_max: self.fetch_ahead_max,
+            endpoint_bytes_per_second_max: self.endpoint_bytes_per_second_max,
             piece_bytes: self.piece_bytes.clamp(4 << 10, 64 << 20),
             socket_buffer_bytes: self.socket_buffer_bytes,
             stall_max: self.stall_max,

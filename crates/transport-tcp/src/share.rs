@@ -12,7 +12,7 @@ use std::sync::Arc;
 use kvferry_core::WorkId;
 use kvferry_core::plan::Plan;
 
-/// A plan is spread over one more stream for each full part of this size. Chosen: a quarter of a piece.
+/// A plan is spread over one more stream for each full part of this size. Chosen: half a piece.
 pub(crate) const PART_BYTES_MIN: u64 = 256 << 10;
 
 /// The part of the plan that each stream carries, if it carries one.
