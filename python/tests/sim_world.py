@@ -266,7 +266,7 @@ class Router:
                     {"kvferry": None},
                     {"kvferry": {**ours, "ticket": "forged"}},
                     {"kvferry": {**ours, "version": 9}},
-                    {"kvferry": {**ours, "prompt": "x"}},
+                    {"kvferry": {**ours, "digest": "x"}},
                     {"remote_block_ids": [[] for _ in params["remote_block_ids"]]},
                     {"remote_block_ids": [[0 for _ in ids] for ids in params["remote_block_ids"]]},
                     {"remote_block_ids": 7},

@@ -69,6 +69,12 @@ def test_what_may_differ_does_not_count():
     assert digest(attention=("isa amx", "CPU_ATTN")) == digest()
 
 
+def test_all_ranks_of_an_engine_have_one():
+    assert digest(config(rank=1)) == digest()
+    first, second = (digest(config(pp=2, rank=rank), cache(layers=[layer])) for rank, layer in enumerate("ab"))
+    assert first == second
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -81,7 +87,6 @@ def test_what_may_differ_does_not_count():
         {"config_": config(cache_dtype="fp8")},
         {"config_": config(tp=2)},
         {"config_": config(pp=2)},
-        {"config_": config(rank=1)},
         {"config_": config(speculative_config=SimpleNamespace(method="ngram", draft_model_config=None))},
         {"cache_": cache(spec(block_size=64))},
         {"cache_": cache(spec(num_kv_heads=4))},

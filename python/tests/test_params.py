@@ -32,7 +32,7 @@ def test_the_keys_are_nixl_s_and_ours():
         "remote_num_tokens": 40,
         "remote_blocks_expiry_time": None,
         "transfer_mode": "pull",
-        "kvferry": {"version": 1, "ticket": "the-ticket", "prompt": "digest"},
+        "kvferry": {"version": 1, "ticket": "the-ticket", "digest": "digest"},
     }
 
 
@@ -57,12 +57,12 @@ BROKEN = [
     {**offered(), "kvferry": None},
     {**offered(), "kvferry": "ticket"},
     {**offered(), "kvferry": {}},
-    {**offered(), "kvferry": {"version": 2, "ticket": "t", "prompt": "d"}},
-    {**offered(), "kvferry": {"version": True, "ticket": "t", "prompt": "d"}},
-    {**offered(), "kvferry": {"version": 1.0, "ticket": "t", "prompt": "d"}},
-    {**offered(), "kvferry": {"version": 1, "ticket": "", "prompt": "d"}},
-    {**offered(), "kvferry": {"version": 1, "ticket": 5, "prompt": "d"}},
-    {**offered(), "kvferry": {"version": 1, "ticket": "t" * 5000, "prompt": "d"}},
+    {**offered(), "kvferry": {"version": 2, "ticket": "t", "digest": "d"}},
+    {**offered(), "kvferry": {"version": True, "ticket": "t", "digest": "d"}},
+    {**offered(), "kvferry": {"version": 1.0, "ticket": "t", "digest": "d"}},
+    {**offered(), "kvferry": {"version": 1, "ticket": "", "digest": "d"}},
+    {**offered(), "kvferry": {"version": 1, "ticket": 5, "digest": "d"}},
+    {**offered(), "kvferry": {"version": 1, "ticket": "t" * 5000, "digest": "d"}},
     {**offered(), "kvferry": {"version": 1, "ticket": "t"}},
     {**offered(), "remote_num_tokens": 0},
     {**offered(), "remote_num_tokens": -1},

@@ -232,7 +232,7 @@ def test_a_failed_load_is_computed(engine, daemon, expected, failure, monkeypatc
 @pytest.mark.parametrize(
     "change",
     [
-        {"kvferry": {"version": 1, "ticket": "forged", "prompt": None}},
+        {"kvferry": {"version": 1, "ticket": "forged", "digest": None}},
         {"kvferry": {"version": 1, "ticket": "forged"}},
         {"kvferry": None},
         {"remote_block_ids": None},
@@ -243,8 +243,8 @@ def test_a_failed_load_is_computed(engine, daemon, expected, failure, monkeypatc
 )
 def test_forged_and_malformed_parameters_are_computed(engine, daemon, expected, change):
     params = engine.prefill()
-    if change.get("kvferry") and "prompt" in change["kvferry"]:
-        change = {"kvferry": {**change["kvferry"], "prompt": params["kvferry"]["prompt"]}}
+    if change.get("kvferry") and "digest" in change["kvferry"]:
+        change = {"kvferry": {**change["kvferry"], "digest": params["kvferry"]["digest"]}}
     assert engine.text(PROMPT, {**params, **change}) == expected
     assert daemon.delivered == 0
 
@@ -344,7 +344,7 @@ def test_the_native_client_without_any_daemon(model):
         assert engine.prefill() is None
         assert time.monotonic() - began < 5
         forged = dict(do_remote_prefill=True, do_remote_decode=False, remote_num_tokens=9, remote_block_ids=[[1]],
-                      kvferry=dict(version=1, ticket="forged", prompt=""))
+                      kvferry=dict(version=1, ticket="forged", digest=""))
         assert engine.text(PROMPT, forged) == plain
         engine.assert_idle()
         print("served")

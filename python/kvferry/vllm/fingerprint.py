@@ -4,9 +4,10 @@
 
     vLLM's configuration, the groups, the tensors -> facts (plain JSON) -> canonical JSON -> SHA-256 -> attach
 
-Daemons move bytes between ranks of equal fingerprints only. What may differ stays out: the number of blocks, where
-they lie, ports, paths. A model is known by its content, since the same model lies in different folders on different
-nodes, and different ones in folders of the same name: its configuration, and samples of its weights.
+Daemons move bytes between equal ranks of engines of equal fingerprints only. One is the same on all ranks of an engine,
+because a ticket carries one for all. What may differ stays out: the number of blocks, where they lie, ports, paths. A
+model is known by its content, since the same model lies in different folders on different nodes, and different ones in
+folders of the same name: its configuration, and samples of its weights.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def fingerprint(facts: Mapping[str, Any]) -> bytes:
 def engine_facts(
     vllm_config: Any, kv_cache_config: Any, kv_caches: Mapping[str, Any], backends: Iterable[str], version: str
 ) -> dict[str, Any]:
-    """Gathers the facts of one worker rank.
+    """Gathers the facts of an engine, as any of its worker ranks sees them.
 
     Args:
         vllm_config: vLLM's configuration.
@@ -54,13 +55,15 @@ def engine_facts(
         "cache_dtype": str(cache.cache_dtype),
         "connector": PROTOCOL_VERSION,
         "draft": _draft_facts(getattr(vllm_config, "speculative_config", None)),
-        "groups": [_group_facts(group, kv_caches) for _, group in transferred_groups(kv_cache_config)],
+        "groups": [
+            _group_facts(group, kv_caches, parallel.pipeline_parallel_size)
+            for _, group in transferred_groups(kv_cache_config)
+        ],
         "model": _model_facts(vllm_config.model_config),
         "parallel": {
             "dcp": getattr(parallel, "decode_context_parallel_size", 1),
             "pcp": getattr(parallel, "prefill_context_parallel_size", 1),
             "pp": parallel.pipeline_parallel_size,
-            "rank": parallel.rank,
             "tp": parallel.tensor_parallel_size,
         },
         "vllm": version,
@@ -78,9 +81,10 @@ def attention_names(vllm_config: Any, backends: Iterable[Any]) -> list[str]:
     return names + [f"isa {layer.isa}" for layer in layers if getattr(layer, "isa", None)]
 
 
-def _group_facts(group: Any, kv_caches: Mapping[str, Any]) -> dict[str, Any]:
+def _group_facts(group: Any, kv_caches: Mapping[str, Any], pp_size: int) -> dict[str, Any]:
     return {
-        "layers": list(group.layer_names),
+        # Pipeline ranks have layers of their own; those follow from the model and the sizes, and plans count them.
+        "layers": list(group.layer_names) if pp_size == 1 else [],
         "specs": [_spec_facts(spec) for spec in layer_specs(group.kv_cache_spec)],
         # The kernel's own block, which may be a part of the manager's, and the width it reads.
         "views": sorted({f"{tuple(kv_caches[name].shape[1:])} {kv_caches[name].dtype}" for name in group.layer_names}),

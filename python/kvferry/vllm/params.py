@@ -7,7 +7,7 @@
 The keys are NixlConnector's (vLLM 0.32, ``nixl/pull_scheduler.py``), so that routers and sidecars written for it pass
 them through, and one of ours::
 
-    "kvferry": {"version": 1, "ticket": "...", "prompt": "<sha256 of the tokens>"}
+    "kvferry": {"version": 1, "ticket": "...", "digest": "<see prompt.py>"}
 
 Only the ticket is authentic, and only the daemons can tell. Everything else may have been lost or altered on the way
 and is used to notice early that a load cannot work, never to decide that one may. Readers accept any Python value.
@@ -45,7 +45,7 @@ class Offer:
 
     ticket: str
     # See prompt.py.
-    prompt_digest: str
+    digest: str
     token_count: int
     groups: tuple[HeldBlocks, ...]
 
@@ -66,7 +66,7 @@ def offer(
     request_id: str,
     groups: Sequence[Sequence[int]],
     token_count: int,
-    prompt_digest: str,
+    digest: str,
 ) -> dict[str, Any]:
     """The parameters that a finished prefill answers with; JSON all through."""
     return {
@@ -83,7 +83,7 @@ def offer(
         "remote_num_tokens": token_count,
         "remote_blocks_expiry_time": None,
         "transfer_mode": "pull",
-        "kvferry": {"version": VERSION, "ticket": granted.ticket, "prompt": prompt_digest},
+        "kvferry": {"version": VERSION, "ticket": granted.ticket, "digest": digest},
     }
 
 
@@ -123,19 +123,24 @@ def read_offer(params: object, group_count: int) -> Offer:
     ticket = find_ticket(params)
     if ticket is None:
         raise MalformedError("no ticket")
-    digest = ours.get("prompt")
+    digest = ours.get("digest")
     if not isinstance(digest, str):
-        raise MalformedError("no prompt digest")
+        raise MalformedError("no digest")
     token_count = params.get("remote_num_tokens")
     if type(token_count) is not int or token_count <= 0:
         raise MalformedError("remote_num_tokens is not a positive number")
     lists = params.get("remote_block_ids")
     if not isinstance(lists, (list, tuple)) or len(lists) != group_count:
         raise MalformedError(f"remote_block_ids is not a list of {group_count} lists")
-    return Offer(ticket, digest, token_count, tuple(_held(blocks) for blocks in lists))
+    return Offer(ticket, digest, token_count, tuple(held_blocks(blocks) for blocks in lists))
 
 
-def _held(blocks: object) -> HeldBlocks:
+def held_blocks(blocks: object) -> HeldBlocks:
+    """Which positions of a block list are there.
+
+    Raises:
+        MalformedError: it is no list of block ids, or has null blocks where vLLM puts none.
+    """
     if not isinstance(blocks, (list, tuple)) or any(type(block) is not int or block < 0 for block in blocks):
         raise MalformedError("remote_block_ids holds something that is not a list of block ids")
     # Block 0 is vLLM's null block: it stands where a block has slid out of the window.

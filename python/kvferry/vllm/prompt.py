@@ -1,8 +1,8 @@
-"""A digest of what the blocks of a prompt were computed from.
+"""A digest of what the blocks of a prompt were computed from, and of which blocks those are.
 
 A ticket proves whose blocks they are, not that they belong to this prompt: a router may mix two requests up, and the
 two engines may tokenise one text differently. The prefill engine sends this digest along and the decode engine
-compares it with its own prompt before it asks for anything.
+compares it with its own prompt, and with the rest of what it was sent, before it asks for anything.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import sys
 from array import array
+from collections.abc import Iterable
 from typing import Any
 
+from kvferry.vllm.params import HeldBlocks
 
-def prompt_digest(request: Any, token_count: int) -> str | None:
-    """SHA-256 over the first ``token_count`` tokens and whatever else their KV depends on.
+
+def prompt_digest(request: Any, token_count: int, groups: Iterable[HeldBlocks]) -> str | None:
+    """SHA-256 over the first ``token_count`` tokens, whatever else their KV depends on, and what is held of it.
 
     Returns:
         None where the prompt is not made of ``token_count`` tokens (it is shorter, or holds embeddings).
@@ -29,7 +32,7 @@ def prompt_digest(request: Any, token_count: int) -> str | None:
         raise RuntimeError("array('I') is not 32 bits wide here")
     if sys.byteorder == "big":
         words.byteswap()
-    digest = hashlib.sha256(b"kvferry prompt 1\0")
+    digest = hashlib.sha256(f"kvferry prompt 1 {token_count}\0".encode())
     digest.update(words.tobytes())
     lora = getattr(request, "lora_request", None)
     digest.update(f"\0lora {getattr(lora, 'lora_name', '')!r}".encode())
@@ -37,4 +40,6 @@ def prompt_digest(request: Any, token_count: int) -> str | None:
     for feature in getattr(request, "mm_features", None) or ():
         position = feature.mm_position
         digest.update(f"\0mm {feature.identifier!r} {position.offset} {position.length}".encode())
+    for held in groups:
+        digest.update(f"\0held {held.first} {held.count}".encode())
     return digest.hexdigest()

@@ -144,7 +144,7 @@ class SchedulerSide:
         if token_count <= 0 or [len(group) for group in blocks] != counts:
             # Preempted while its last output was in flight: the blocks are gone already.
             return False, None
-        digest = prompt_digest(request, token_count)
+        digest = prompt_digest(request, token_count, map(parameters.held_blocks, blocks))
         if digest is None:
             self._complaints.warn("embeddings", "kvferry: %s has no token ids; D computes it", request_id)
             return False, None
@@ -185,15 +185,17 @@ class SchedulerSide:
         request_id = request.request_id
         try:
             offer = parameters.read_offer(request.kv_transfer_params, len(self._groups))
-            digest = prompt_digest(request, offer.token_count)
+            digest = prompt_digest(request, offer.token_count, offer.groups)
         except MalformedError as error:
             self._complaints.warn("malformed", "kvferry: %s is computed here, its parameters: %s", request_id, error)
             return None
         except Exception as error:
             self._complaints.warn("malformed", "kvferry: %s is computed here: %r", request_id, error)
             return None
-        if digest != offer.prompt_digest:
-            self._complaints.warn("prompt", "kvferry: %s is computed here, P had another prompt", request_id)
+        if digest != offer.digest:
+            self._complaints.warn(
+                "prompt", "kvferry: %s is computed here, its ticket is for another prompt", request_id
+            )
             return None
         return offer
 
