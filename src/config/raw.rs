@@ -95,7 +95,7 @@ impl Default for Limits {
             sessions_max: 256,
             transfers_max: 256,
             leases_max: 16_384,
-            lease_blocks_max: 1 << 20,
+            lease_blocks_max: 1 << 16,
             lease_ms_max: 600_000,
             transfer_deadline_ms_max: 60_000,
             connect_ms_max: 2_000,

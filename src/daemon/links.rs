@@ -16,7 +16,7 @@ use super::data::DataCommand;
 use super::hub::Hub;
 
 /// Peers that this daemon keeps links to.
-const LINKS_MAX: usize = 256;
+pub(super) const LINKS_MAX: usize = 256;
 
 /// All links, by the holder's `host:port` as tickets spell it.
 #[derive(Default)]

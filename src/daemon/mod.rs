@@ -185,6 +185,7 @@ impl Daemon {
 fn tcp_settings(config: &Config) -> kvferry_transport_tcp::Settings {
     // One endpoint may carry all transfers of both directions.
     kvferry_transport_tcp::Settings {
+        endpoints_max: links::LINKS_MAX + serving::ENDPOINTS_MAX,
         works_max: 2 * config.limits.transfers_max,
         endpoint_bytes_per_second_max: config.limits.peer_bytes_per_second_max,
         ..Default::default()

@@ -68,6 +68,12 @@ impl Hub {
             (None, _) => Some(Failure::Aborted),
             (_, Err(_)) => Some(Failure::Ticket),
             _ if self.reading.len() >= self.config.limits.transfers_max => Some(Failure::Limit),
+            // Bounds what an engine can make us plan.
+            _ if redeem.groups.iter().map(|group| group.targets.len()).sum::<usize>()
+                > self.config.limits.lease_blocks_max =>
+            {
+                Some(Failure::Request)
+            }
             _ => None,
         };
         if let Some(failure) = refusal {

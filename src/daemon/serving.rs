@@ -24,7 +24,7 @@ const STREAMS_MAX: u32 = 16;
 /// How long the keys of an endpoint wait for their connections.
 const ADMISSION_MAX: Duration = Duration::from_secs(5);
 /// Endpoints that peers may hold open here.
-const ENDPOINTS_MAX: usize = 256;
+pub(super) const ENDPOINTS_MAX: usize = 256;
 
 /// A read that a peer makes of one of our regions.
 pub(crate) struct Serving {
@@ -257,6 +257,14 @@ fn pair(leased: &[Vec<BlockIndex>], wanted: &[v1::WantedBlocks]) -> Result<Vec<G
             continue;
         }
         let leased = leased.get(group).ok_or_else(|| format!("the lease has no group {group}"))?;
+        // Also bounds what a reader can make us plan.
+        if wanted.positions.len() > leased.len() {
+            return Err(format!(
+                "{} blocks of group {group}, whose lease has {}",
+                wanted.positions.len(),
+                leased.len()
+            ));
+        }
         let at = |position: &u32| {
             let block = usize::try_from(*position).ok().and_then(|position| leased.get(position));
             block.copied().ok_or_else(|| format!("the lease has {} blocks, not one at {position}", leased.len()))
