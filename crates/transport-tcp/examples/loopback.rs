@@ -9,7 +9,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use kvferry_core::layout::{AxisOrder, GroupLayout, LayerSpan, Layout};
@@ -92,7 +92,7 @@ fn serve(
     plan: &Arc<Plan>,
     source: &Arc<Region>,
     go: &Receiver<WorkId>,
-    ready: &Sender<()>,
+    ready: &SyncSender<()>,
 ) -> Result<Counters, Failure> {
     if driver.next()? != Event::EndpointUp(ENDPOINT) {
         return Err("the holder's endpoint did not come up".into());
@@ -133,8 +133,8 @@ fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32) -> Resul
     holder.transport.admit(now, Admission { endpoint: ENDPOINT, keys: keys.clone(), expires: Time::NEVER })?;
     reader.transport.connect(now, Dial { endpoint: ENDPOINT, address, keys, deadline: Time::NEVER })?;
 
-    let (go, go_receiver) = channel();
-    let (ready, ready_receiver) = channel();
+    let (go, go_receiver) = sync_channel(1);
+    let (ready, ready_receiver) = sync_channel(1);
     let serving = {
         let (plan, source) = (Arc::clone(&plan), Arc::clone(&source));
         std::thread::spawn(move || serve(holder, &plan, &source, &go_receiver, &ready))
@@ -180,12 +180,14 @@ fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32) -> Resul
     times.sort_by(f64::total_cmp);
     let bytes = f64::from(block_bytes) * f64::from(block_count);
     let per_call = |bytes: u64, calls: u64| bytes / calls.max(1) / 1024;
+    let median = times[times.len() / 2];
     println!(
-        "{block_count} x {} KiB, {streams} streams: {:.2} GB/s mean, {:.2} median, {:.2} best; KiB a call: {} out, {} in",
-        block_bytes / 1024,
+        "{block_count} x {block_bytes} B, {streams} streams: {:.2} GB/s mean, {:.2} median, {:.2} best; \
+         {:.0} us median; KiB a call: {} out, {} in",
         bytes * f64::from(rounds) / total / 1e9,
-        bytes / times[times.len() / 2] / 1e9,
+        bytes / median / 1e9,
         bytes / times[0] / 1e9,
+        median * 1e6,
         per_call(holder_counters.bytes_sent, holder_counters.send_calls),
         per_call(reader_counters.bytes_received, reader_counters.receive_calls),
     );

@@ -244,7 +244,7 @@ impl TcpEndpoint {
         match &mut self.side {
             Side::Holder(holder) => {
                 holder.begin_turn();
-                for index in 0..streams.len() {
+                for index in holder.stream_order(streams.len()) {
                     holder.receive(streams, index, wire, now, calls, done)?;
                     holder.send(streams, index, wire, now, calls, done)?;
                 }

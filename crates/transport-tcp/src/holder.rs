@@ -14,19 +14,17 @@
 //! a reader that breaks the rules is [`Fault::Protocol`], which ends the endpoint.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
 
-use kvferry_core::lease::LeaseGate;
 use kvferry_core::plan::{Cursor, Side};
 use kvferry_core::{Time, WorkId};
-use kvferry_memory::Region;
 use kvferry_transport::{Completion, Fault, ServeWork, Work, plan_fits};
 use slab::Slab;
 
-use crate::frame::{Frame, HEADER_BYTES, Outcome, Tag};
+use crate::early::{EarlyFetches, Fetch};
+use crate::frame::{Frame, HEADER_BYTES, Outcome};
 use crate::outflow::{Outflow, Outgoing};
 use crate::pace::Pace;
+use crate::serve::{Part, Serve};
 use crate::settings::Settings;
 use crate::share::shares;
 use crate::stream::Stream;
@@ -37,49 +35,18 @@ pub(crate) struct HolderSide {
     serves: Slab<Serve>,
     ids: HashMap<WorkId, usize>,
     /// Fetches whose work has not been posted yet.
-    early: Vec<EarlyFetch>,
+    early: EarlyFetches,
     outflows: Vec<Outflow>,
     pace: Pace,
+    /// The stream to begin a turn with: the one behind the stream that began the last piece, so that a pace which
+    /// lets one piece go at a time is shared by all.
+    first: usize,
     /// Counts turns, to tell a later one.
     turn: u64,
     works_max: usize,
-    early_max: usize,
-    fetch_ahead_max: Duration,
     piece_bytes: u64,
     /// Answers a reader may leave unread on a stream before it is not listened to any more.
     control_bytes_max: usize,
-}
-
-/// One posted work, until its completion.
-pub(crate) struct Serve {
-    id: WorkId,
-    pub(crate) source: Arc<Region>,
-    pub(crate) lease: LeaseGate,
-    deadline: Time,
-    digest: u64,
-    bytes: u64,
-    /// One for each stream.
-    parts: Vec<Option<Part>>,
-    parts_open: usize,
-}
-
-/// One stream's share of a work.
-struct Part {
-    cursor: Cursor,
-    /// The reader's name for it, once it was fetched.
-    tag: Option<Tag>,
-    sequence: u32,
-    sent: u64,
-    /// The trailer was queued.
-    ended: bool,
-}
-
-struct EarlyFetch {
-    stream: usize,
-    work: WorkId,
-    tag: Tag,
-    digest: u64,
-    until: Time,
 }
 
 impl HolderSide {
@@ -88,13 +55,12 @@ impl HolderSide {
         Self {
             serves: Slab::new(),
             ids: HashMap::new(),
-            early: Vec::new(),
+            early: EarlyFetches::new(stream_count, settings),
             outflows: (0..stream_count).map(|_| Outflow::new()).collect(),
             pace: Pace::new(settings.endpoint_bytes_per_second_max),
+            first: 0,
             turn: 0,
             works_max: settings.works_max,
-            early_max: settings.works_max * stream_count,
-            fetch_ahead_max: settings.fetch_ahead_max,
             piece_bytes: u64::from(settings.piece_bytes),
             control_bytes_max: settings.works_max * 2 * HEADER_BYTES,
         }
@@ -134,7 +100,7 @@ impl HolderSide {
     /// The earliest moment at which something here ends by itself.
     pub(crate) fn next_deadline(&self) -> Time {
         let works = self.serves.iter().map(|(_, serve)| serve.deadline);
-        works.chain(self.early.iter().map(|early| early.until)).min().unwrap_or(Time::NEVER)
+        works.chain([self.early.next_deadline()]).min().unwrap_or(Time::NEVER)
     }
 
     /// Takes a work on; its bytes leave when the reader fetches them.
@@ -167,10 +133,8 @@ impl HolderSide {
             parts_open,
         });
         self.ids.insert(serve.id, slot);
-        let (came, rest): (Vec<_>, Vec<_>) = self.early.drain(..).partition(|early| early.work == serve.id);
-        self.early = rest;
-        for early in came {
-            self.start(streams, slot, &early);
+        for fetch in self.early.take(serve.id) {
+            self.start(streams, slot, &fetch);
         }
         Ok(())
     }
@@ -189,18 +153,19 @@ impl HolderSide {
         for slot in slots {
             self.end(streams, slot, Outcome::Deadline, Fault::Deadline, done);
         }
-        self.early.retain(|early| {
-            if early.until <= now {
-                streams[early.stream].push(&Frame::Refuse { work: early.work, tag: early.tag }.encode());
-            }
-            early.until > now
-        });
+        self.early.expire(now, |fetch| streams[fetch.stream].push(&fetch.refusal()));
     }
 
     /// Ends every work: the endpoint is gone.
     pub(crate) fn end_all(&mut self, fault: Fault, done: &mut Vec<Completion>) {
         self.ids.clear();
         done.extend(self.serves.drain().map(|serve| Completion { id: serve.id, result: Err(fault) }));
+    }
+
+    /// The streams in the order in which they may send in this turn; there are none before the endpoint is up.
+    pub(crate) fn stream_order(&self, stream_count: usize) -> impl Iterator<Item = usize> + use<> {
+        let first = self.first.min(stream_count);
+        (first..stream_count).chain(0..first)
     }
 
     /// A turn has begun, with a `now` that was read after everything of the last turn.
@@ -246,18 +211,16 @@ impl HolderSide {
     ) -> Result<(), Fault> {
         match frame {
             Frame::Fetch { work, tag, digest } => {
-                let early = EarlyFetch { stream: index, work, tag, digest, until: now.after(self.fetch_ahead_max) };
-                match self.ids.get(&work) {
-                    Some(&slot) => self.start(streams, slot, &early),
-                    None if self.early.len() < self.early_max => self.early.push(early),
-                    None => streams[index].push(&Frame::Refuse { work, tag }.encode()),
+                let fetch = Fetch { stream: index, work, tag, digest };
+                if let Some(&slot) = self.ids.get(&work) {
+                    self.start(streams, slot, &fetch);
+                } else if !self.early.wait(fetch, now) {
+                    streams[index].push(&fetch.refusal());
                 }
                 Ok(())
             }
             Frame::Cancel { work, tag } => {
-                let matches = |early: &EarlyFetch| early.stream == index && early.work == work && early.tag == tag;
-                if let Some(place) = self.early.iter().position(matches) {
-                    self.early.swap_remove(place);
+                if self.early.cancel(index, work, tag) {
                     streams[index].push(&Frame::Refuse { work, tag }.encode());
                 } else if let Some(&slot) = self.ids.get(&work) {
                     // A trailer may have crossed it, then there is nothing left to stop.
@@ -311,7 +274,7 @@ impl HolderSide {
     }
 
     /// Begins a part whose fetch and work have both come.
-    fn start(&mut self, streams: &mut [Stream], slot: usize, fetch: &EarlyFetch) {
+    fn start(&mut self, streams: &mut [Stream], slot: usize, fetch: &Fetch) {
         let (serve, outflow) = (&mut self.serves[slot], &mut self.outflows[fetch.stream]);
         match &mut serve.parts[fetch.stream] {
             Some(part) if part.tag.is_none() && serve.digest == fetch.digest => {
@@ -323,7 +286,7 @@ impl HolderSide {
                 }
             }
             // Another plan than ours, a part that this stream does not carry, or one that was fetched before.
-            _ => streams[fetch.stream].push(&Frame::Refuse { work: fetch.work, tag: fetch.tag }.encode()),
+            _ => streams[fetch.stream].push(&fetch.refusal()),
         }
     }
 
@@ -349,6 +312,7 @@ impl HolderSide {
             let (length, checksum) = self.outflows[index].load(&mut part.cursor, &serve.source, self.piece_bytes)?;
             let piece = Frame::Piece { work: serve.id, tag, sequence: part.sequence, length, checksum };
             self.pace.spend(now, length);
+            self.first = (index + 1) % self.outflows.len();
             part.sequence = part.sequence.wrapping_add(1);
             part.sent += u64::from(length);
             self.outflows[index].piece =
@@ -400,18 +364,5 @@ impl HolderSide {
                 stream.push(&serve.trailer(index, outcome));
             }
         }
-    }
-}
-
-impl Serve {
-    /// The end of one part that was fetched.
-    fn trailer(&mut self, index: usize, outcome: Outcome) -> [u8; HEADER_BYTES] {
-        let (mut tag, mut bytes) = (Tag(0), 0);
-        if let Some(part) = &mut self.parts[index] {
-            part.ended = true;
-            tag = part.tag.unwrap_or(tag);
-            bytes = part.sent;
-        }
-        Frame::Trailer { work: self.id, tag, bytes, digest: self.digest, outcome }.encode()
     }
 }

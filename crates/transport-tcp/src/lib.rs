@@ -19,6 +19,7 @@
 
 mod admission;
 mod counters;
+mod early;
 mod endpoint;
 pub mod frame;
 mod holder;
@@ -26,6 +27,7 @@ mod inflow;
 mod outflow;
 mod pace;
 mod reader;
+mod serve;
 mod settings;
 mod share;
 mod socket;

@@ -20,7 +20,8 @@ pub struct Settings {
     /// How long a Fetch may be ahead of the work it asks for. Default 1 s.
     pub fetch_ahead_max: Duration,
     /// Bytes an endpoint may send in a second, all its streams together; `None`, the default, is as fast as the wire
-    /// takes them. Met to a piece: a rate of one piece a second sends one at once and the next a second later.
+    /// takes them. Met to a piece: a rate of one piece a second sends one at once and the next a second later. At
+    /// least 1 MiB; a piece is then at most what may leave in a hundredth of a second, so that no stream seems stalled.
     pub endpoint_bytes_per_second_max: Option<u64>,
     /// Bytes under one checksum and in one system call, at most. Default 512 KiB, 4 KiB to 64 MiB. A smaller piece
     /// costs more calls, a larger one has left the second-level cache between its checksum and its copy (measured:
@@ -60,13 +61,15 @@ impl Settings {
     /// The same settings with every number inside its limits.
     #[must_use]
     pub(crate) fn clamped(&self) -> Self {
+        let rate = self.endpoint_bytes_per_second_max.map(|rate| rate.max(1 << 20));
+        let piece_bytes_max = rate.map_or(64 << 20, |rate| u32::try_from(rate / 100).unwrap_or(u32::MAX).min(64 << 20));
         Self {
             half_open_max: self.half_open_max.clamp(1, 1024),
             hello_max: self.hello_max,
             endpoints_max: self.endpoints_max.clamp(1, 4096),
             fetch_ahead_max: self.fetch_ahead_max,
-            endpoint_bytes_per_second_max: self.endpoint_bytes_per_second_max,
-            piece_bytes: self.piece_bytes.clamp(4 << 10, 64 << 20),
+            endpoint_bytes_per_second_max: rate,
+            piece_bytes: self.piece_bytes.clamp(4 << 10, piece_bytes_max),
             socket_buffer_bytes: self.socket_buffer_bytes,
             stall_max: self.stall_max,
             stream_calls_max: self.stream_calls_max.max(1),
