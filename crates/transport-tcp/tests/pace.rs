@@ -40,7 +40,7 @@ impl Pair {
         while !seen(&self.events) {
             assert!(std::time::Instant::now() < end, "waited too long after {:?}", self.events);
             let busy = [&mut self.holder, &mut self.reader].map(|end| end.turn(self.now, &mut self.events));
-            if busy == [false, false] && !self.is_underway() {
+            if busy == [false, false] && !self.is_underway() && !seen(&self.events) {
                 let due = [&self.holder, &self.reader].into_iter().filter_map(Transport::next_deadline).min();
                 self.now = self.now.max(due.unwrap_or(self.now));
             }
