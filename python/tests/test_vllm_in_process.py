@@ -7,11 +7,11 @@ after each test vLLM has every block back.
 
 import importlib.util
 import os
-import pathlib
 import subprocess
 import sys
 import textwrap
 
+import native_paths
 import pytest
 
 REAL = importlib.util.find_spec("vllm") is not None and os.environ.get("KVFERRY_TEST_VLLM") == "1"
@@ -349,8 +349,10 @@ def test_the_native_client_without_any_daemon(model):
         engine.assert_idle()
         print("served")
     """
-    here = pathlib.Path(__file__).resolve().parent
-    code = textwrap.dedent(script).format(path=[str(here), str(here.parent)], model=model)
+    path = native_paths.python_path()
+    if path is None:
+        pytest.skip("the native module was not built")
+    code = textwrap.dedent(script).format(path=path, model=model)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "served" in run.stdout
