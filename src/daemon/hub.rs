@@ -250,7 +250,7 @@ impl Hub {
                     self.metrics.lease_ended(reason);
                     let Some(engine_id) = self.lease_engines.remove(&id) else { continue };
                     let sessions = self.engines.sessions_of(&engine_id);
-                    let ended = v1::LeaseEnded { lease_id: id.0, request_id, reason: reason_word(reason).to_owned() };
+                    let ended = v1::LeaseEnded { lease_id: id.0, request_id, reason: reason.word().to_owned() };
                     for session in sessions {
                         self.reply(session, 0, from_daemon::Body::LeaseEnded(ended.clone()));
                     }
@@ -299,15 +299,6 @@ impl Hub {
 
     pub(super) fn uptime(&self) -> Duration {
         self.clock.now().until(Time::from_nanos(0))
-    }
-}
-
-pub(super) const fn reason_word(reason: EndReason) -> &'static str {
-    match reason {
-        EndReason::EngineGone => "engine_gone",
-        EndReason::Expired => "expired",
-        EndReason::Read => "read",
-        EndReason::Relinquished => "relinquished",
     }
 }
 

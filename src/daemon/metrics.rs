@@ -15,8 +15,6 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::reader::failure_word;
-
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
@@ -103,7 +101,7 @@ impl Metrics {
     }
 
     pub(super) fn lease_ended(&self, reason: EndReason) {
-        self.ended.get_or_create(&Reason { reason: super::hub::reason_word(reason) }).inc();
+        self.ended.get_or_create(&Reason { reason: reason.word() }).inc();
     }
 
     pub(super) fn refused(&self, refusal: Refusal) {
@@ -129,7 +127,7 @@ impl Metrics {
             }
             Outcome::Failed(failure) => {
                 self.failed.inc();
-                failure_word(failure)
+                failure.word()
             }
         };
         self.transfers.get_or_create(&Reason { reason }).inc();

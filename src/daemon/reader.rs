@@ -59,7 +59,7 @@ impl Hub {
     pub(super) async fn redeem(&mut self, session: SessionId, redeem: v1::Redeem) {
         let failed = |failure: Failure| v1::TransferDone {
             key: redeem.key,
-            failure: failure_word(failure).to_owned(),
+            failure: failure.word().to_owned(),
             ..Default::default()
         };
         let sealed = Sealed::parse(&redeem.ticket);
@@ -320,7 +320,7 @@ impl Hub {
         self.metrics.transferred(outcome, took);
         let (bytes, failure) = match outcome {
             Outcome::Delivered { bytes } => (bytes, ""),
-            Outcome::Failed(failure) => (0, failure_word(failure)),
+            Outcome::Failed(failure) => (0, failure.word()),
         };
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         if let Outcome::Failed(failure) = outcome {
@@ -376,22 +376,5 @@ fn failure_of_fault(fault: Fault) -> Failure {
         Fault::LeaseEnded => Failure::Lease,
         Fault::Io(_) | Fault::PeerClosed | Fault::Stalled => Failure::Unreachable,
         Fault::OutOfBounds | Fault::Protocol | Fault::Refused | Fault::Unsupported => Failure::Protocol,
-    }
-}
-
-/// The failure as the client and the metrics name it.
-pub(super) const fn failure_word(failure: Failure) -> &'static str {
-    match failure {
-        Failure::Aborted => "aborted",
-        Failure::Checksum => "checksum",
-        Failure::Deadline => "deadline",
-        Failure::Fingerprint => "fingerprint",
-        Failure::Forbidden => "forbidden",
-        Failure::Lease => "lease",
-        Failure::Limit => "limit",
-        Failure::Protocol => "protocol",
-        Failure::Request => "request",
-        Failure::Ticket => "ticket",
-        Failure::Unreachable => "unreachable",
     }
 }

@@ -53,6 +53,26 @@ pub enum Failure {
     Request,
 }
 
+impl Failure {
+    /// One word for clients, metrics and tests; the message is for people.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Aborted => "aborted",
+            Self::Checksum => "checksum",
+            Self::Deadline => "deadline",
+            Self::Fingerprint => "fingerprint",
+            Self::Forbidden => "forbidden",
+            Self::Lease => "lease",
+            Self::Limit => "limit",
+            Self::Protocol => "protocol",
+            Self::Request => "request",
+            Self::Ticket => "ticket",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
 /// How a transfer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -129,6 +129,19 @@ pub enum EndReason {
     Relinquished,
 }
 
+impl EndReason {
+    /// One word for engines and metrics.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::EngineGone => "engine_gone",
+            Self::Expired => "expired",
+            Self::Read => "read",
+            Self::Relinquished => "relinquished",
+        }
+    }
+}
+
 /// What the owner of the table must do next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseEvent {
