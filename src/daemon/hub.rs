@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kvferry_core::lease::{EndReason, LeaseEvent, LeaseLimits, LeaseTable};
+use kvferry_core::lease::{LeaseEvent, LeaseLimits, LeaseTable};
 use kvferry_core::ticket::TicketKey;
 use kvferry_core::{Epoch, LeaseId, Time, WorkId};
 use kvferry_memory::Meter;
