@@ -68,10 +68,13 @@ impl Demo {
         let holder = ChildDaemon::start("127.0.0.1", "").await?;
         let reader = ChildDaemon::start("127.0.0.2", "").await?;
         progress("attaching two synthetic engines");
-        let prefill = SyntheticEngine::attach(&holder.socket(), "prefill", model, blocks, self.block_tokens).await?;
-        let mut decode = SyntheticEngine::attach(&reader.socket(), "decode", model, blocks, self.block_tokens).await?;
+        let prefill =
+            SyntheticEngine::attach(&holder.socket(), "prefill", model, blocks + 1, self.block_tokens).await?;
+        let mut decode =
+            SyntheticEngine::attach(&reader.socket(), "decode", model, blocks + 1, self.block_tokens).await?;
 
-        let source: Vec<_> = (0..blocks).collect();
+        // Block 0 is vLLM's null block, which is never moved.
+        let source: Vec<_> = (1..=blocks).collect();
         // The other way round, so that no two blocks are neighbours on both sides.
         let target: Vec<_> = source.iter().rev().copied().collect();
         for round in 1..=ROUNDS {
@@ -109,9 +112,9 @@ impl Demo {
         progress("killing a daemon in the middle of a transfer");
         let pace = format!("[limits]\npeer_bytes_per_second_max = {SLOW_BYTES_PER_SECOND}\n");
         let mut slow = ChildDaemon::start("127.0.0.3", &pace).await?;
-        let prefill = SyntheticEngine::attach(&slow.socket(), "slow", model, blocks, self.block_tokens).await?;
+        let prefill = SyntheticEngine::attach(&slow.socket(), "slow", model, blocks + 1, self.block_tokens).await?;
         prefill.fill(9)?;
-        let blocks: Vec<_> = (0..blocks).collect();
+        let blocks: Vec<_> = (1..=blocks).collect();
         let ticket = prefill.grant(&blocks)?;
         let key = decode.start_redeem(&ticket, &blocks);
         reader

@@ -267,8 +267,15 @@ fn pair(leased: &[Vec<BlockIndex>], wanted: &[v1::WantedBlocks]) -> Result<Vec<G
         }
         let at = |position: &u32| {
             let block = usize::try_from(*position).ok().and_then(|position| leased.get(position));
-            block.copied().ok_or_else(|| format!("the lease has {} blocks, not one at {position}", leased.len()))
+            match block {
+                Some(&BlockIndex::NULL) => Err(format!("the lease holds nothing at {position}")),
+                Some(block) => Ok(*block),
+                None => Err(format!("the lease has {} blocks, not one at {position}", leased.len())),
+            }
         };
+        if wanted.targets.contains(&BlockIndex::NULL.0) {
+            return Err("the null block takes no bytes".to_owned());
+        }
         pairs.push(GroupBlocks {
             group: u32::try_from(group).map_err(|_| "too many groups".to_owned())?,
             source: wanted.positions.iter().map(at).collect::<Result<_, _>>()?,

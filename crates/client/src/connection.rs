@@ -48,6 +48,17 @@ pub(crate) struct State {
     greeting: Option<Arc<UnixStream>>,
 }
 
+impl State {
+    /// Queues news of the connection in place of older ones, which mean nothing any more. So the queue stays as short
+    /// as what was asked for, also when nobody polls while a daemon comes and goes.
+    fn tell_connection(&mut self, event: Event) {
+        let is_news =
+            |event: &Event| matches!(event, Event::Connected { .. } | Event::Disconnected | Event::Refused { .. });
+        self.events.retain(|queued| !is_news(queued));
+        self.events.push_back(event);
+    }
+}
+
 impl Shared {
     pub(crate) fn new(config: ClientConfig) -> Self {
         Self { config, state: Mutex::default(), changed: Condvar::new() }
@@ -85,7 +96,7 @@ impl Shared {
                 Ok(()) => backoff = BACKOFF_MIN,
                 Err(Ended::Lost) => {}
                 Err(Ended::Refused(message)) => {
-                    self.state().events.push_back(Event::Refused { message });
+                    self.state().tell_connection(Event::Refused { message });
                     backoff = BACKOFF_REFUSED;
                 }
             }
@@ -117,7 +128,7 @@ impl Shared {
             let mut state = self.state();
             state.daemon_epoch = Some(daemon_epoch);
             state.stream = Some(Arc::clone(&stream));
-            state.events.push_back(Event::Connected { daemon_epoch });
+            state.tell_connection(Event::Connected { daemon_epoch });
             if state.stopped || state.attach_again {
                 Self::drop_connection(&state);
             }
@@ -210,7 +221,7 @@ impl Shared {
             bytes: 0,
             micros: 0,
         }));
-        state.events.push_back(Event::Disconnected);
+        state.tell_connection(Event::Disconnected);
         drop(state);
         self.wake();
     }

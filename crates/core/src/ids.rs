@@ -71,6 +71,12 @@ number! {
     WorkId(u64)
 }
 
+impl BlockIndex {
+    /// vLLM's null block: it stands in block lists where a request holds nothing (outside a sliding window, say), and
+    /// its bytes mean nothing.
+    pub const NULL: Self = Self(0);
+}
+
 /// Hash of all that must agree before bytes may move: model revision, dtypes, cache shape, attention backend, parallel
 /// shape, block size. Opaque here; the engine's connector computes it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
