@@ -1,5 +1,6 @@
 //! Callers at the data port who have no business there.
 
+use std::io::Write;
 use std::net::Shutdown;
 use std::time::Duration;
 
@@ -92,6 +93,20 @@ fn a_key_that_came_too_late() {
     stage.skip(Duration::from_secs(11));
     assert_eq!(stage.down(ENDPOINT), Fault::Deadline);
     refused(&mut stage, &Frame::hello(ENDPOINT, 0, &KEY));
+}
+
+#[test]
+fn a_key_that_is_seen_too_late() {
+    let mut stage = Stage::new(&Settings::default());
+    let expires = stage.now().after(Duration::from_secs(1));
+    stage.admit(ENDPOINT, &[KEY], expires);
+    let mut caller = stage.call();
+    stage.settle();
+    caller.write_all(&Frame::hello(ENDPOINT, 0, &KEY)).expect("write");
+    // The next turn sees the key and the end of its time together.
+    stage.skip(Duration::from_secs(1));
+    stage.expect_silent_close(&mut caller);
+    assert_eq!(stage.down(ENDPOINT), Fault::Deadline);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use kvferry_transport::Fault;
 use kvferry_transport_tcp::Settings;
 use kvferry_transport_tcp::frame::{Frame, HEADER_BYTES, Outcome, Tag};
 
-use crate::stage::{ENDPOINT, Stage, content, holder_id, piece, region, reset, trailer, whole};
+use crate::stage::{ENDPOINT, KEY, Stage, content, holder_id, piece, region, reset, trailer, whole};
 
 const WORK: WorkId = WorkId(5);
 const BYTES: u32 = 10_000;
@@ -228,6 +228,26 @@ fn a_part_that_ends_twice() {
     assert_eq!(asked.stage.result(WORK), Ok(u64::from(BYTES)));
 }
 
+/// The other stream's part is still open, so the read is too.
+#[test]
+fn a_part_of_two_that_ends_twice() {
+    let mut stage = Stage::new(&Settings::default());
+    let (plan, target) = (whole(1 << 20), region(1 << 20, 0));
+    let mut sockets = stage.play_holder_of(ENDPOINT, &[KEY, [7; 32]]);
+    let tag = stage.read_work(&mut sockets[0], WORK, &plan, &target);
+    let half = plan.bytes() / 2;
+    let mut bytes = piece(WORK, tag, 0, &[0xab].repeat(1 << 19));
+    let outcome = Outcome::Live;
+    let end = Frame::Trailer { work: holder_id(WORK), tag, bytes: half, digest: plan.digest(), outcome }.encode();
+    bytes.extend_from_slice(&end);
+    stage.write(&mut sockets[0], &bytes);
+    stage.settle();
+    assert_eq!(stage.endpoint(ENDPOINT).in_flight(), 1, "half of it is not all of it");
+    stage.write(&mut sockets[0], &end);
+    assert_eq!(stage.result(WORK), Err(Fault::Protocol));
+    assert_eq!(stage.down(ENDPOINT), Fault::Protocol);
+}
+
 #[test]
 fn bytes_that_come_after_a_cancel() {
     let mut asked = Asked::new();
@@ -292,7 +312,7 @@ fn all_of_it_and_gone() {
 #[test]
 fn noise_instead_of_a_welcome() {
     let mut stage = Stage::new(&Settings::default());
-    let mut socket = stage.answer_dial(ENDPOINT, kvferry_core::Time::NEVER);
-    stage.write(&mut socket, &[0x20; 500]);
+    let mut sockets = stage.answer_dial(ENDPOINT, &[KEY], kvferry_core::Time::NEVER);
+    stage.write(&mut sockets[0], &[0x20; 500]);
     assert_eq!(stage.down(ENDPOINT), Fault::Protocol);
 }

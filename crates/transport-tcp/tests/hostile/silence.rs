@@ -125,11 +125,23 @@ fn a_holder_that_is_late_but_comes() {
 fn a_holder_that_never_welcomes() {
     let mut stage = Stage::new(&Settings::default());
     let deadline = stage.now().after(Duration::from_secs(10));
-    let mut socket = stage.answer_dial(ENDPOINT, deadline);
+    let mut sockets = stage.answer_dial(ENDPOINT, &[KEY], deadline);
     stage.settle();
     stage.skip(Duration::from_secs(10));
     assert_eq!(stage.down(ENDPOINT), Fault::Deadline);
-    stage.expect_silent_close(&mut socket);
+    stage.expect_silent_close(&mut sockets[0]);
+}
+
+#[test]
+fn a_holder_that_welcomes_one_stream_of_two() {
+    let mut stage = Stage::new(&Settings::default());
+    let deadline = stage.now().after(Duration::from_secs(10));
+    let mut sockets = stage.answer_dial(ENDPOINT, &[KEY, [7; 32]], deadline);
+    stage.write(&mut sockets[1], &Frame::Welcome.encode());
+    stage.settle();
+    assert!(stage.transport.endpoint(ENDPOINT).is_none());
+    stage.skip(Duration::from_secs(10));
+    assert_eq!(stage.down(ENDPOINT), Fault::Deadline);
 }
 
 #[test]

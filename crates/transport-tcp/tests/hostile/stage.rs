@@ -187,24 +187,37 @@ impl Stage {
         socket
     }
 
-    /// The transport dials us, the Hello came: an endpoint of one stream, not up.
-    pub(crate) fn answer_dial(&mut self, endpoint: EndpointId, deadline: Time) -> TcpStream {
+    /// The transport dials us, the Hellos came: an endpoint that is not up.
+    pub(crate) fn answer_dial(&mut self, endpoint: EndpointId, keys: &[Key], deadline: Time) -> Vec<TcpStream> {
         let listener = TcpListener::bind((LOCALHOST, 0)).expect("listen");
         let address = listener.local_addr().expect("ask for the address");
         let now = self.now();
-        self.transport.connect(now, Dial { endpoint, address, keys: vec![KEY], deadline }).expect("connect");
-        let mut socket = plain(listener.accept().expect("accept").0);
-        let hello = self.read(&mut socket, HELLO_BYTES);
-        assert_eq!(hello, Frame::hello(endpoint, 0, &KEY));
-        socket
+        self.transport.connect(now, Dial { endpoint, address, keys: keys.to_vec(), deadline }).expect("connect");
+        let mut sockets: Vec<Option<TcpStream>> = keys.iter().map(|_| None).collect();
+        for _ in keys {
+            let mut socket = plain(listener.accept().expect("accept").0);
+            let hello = self.read(&mut socket, HELLO_BYTES);
+            // They need not come in the order in which they were dialled.
+            let stream = (0..).zip(keys).position(|(index, key)| hello == Frame::hello(endpoint, index, key));
+            sockets[stream.expect("a good Hello")] = Some(socket);
+        }
+        sockets.into_iter().map(|socket| socket.expect("each stream once")).collect()
     }
 
     /// The transport reads, we hold: an endpoint of one stream, up.
     pub(crate) fn play_holder(&mut self, endpoint: EndpointId) -> TcpStream {
-        let mut socket = self.answer_dial(endpoint, Time::NEVER);
-        self.write(&mut socket, &Frame::Welcome.encode());
+        let mut sockets = self.play_holder_of(endpoint, &[KEY]);
+        sockets.pop().expect("one stream")
+    }
+
+    /// The same with a stream for each key.
+    pub(crate) fn play_holder_of(&mut self, endpoint: EndpointId, keys: &[Key]) -> Vec<TcpStream> {
+        let mut sockets = self.answer_dial(endpoint, keys, Time::NEVER);
+        for socket in &mut sockets {
+            self.write(socket, &Frame::Welcome.encode());
+        }
         self.wait_up(endpoint);
-        socket
+        sockets
     }
 
     fn wait_up(&mut self, endpoint: EndpointId) {
