@@ -170,6 +170,17 @@ impl Config {
         Self::parse("")
     }
 
+    /// What of this config leaves the node unencrypted.
+    pub(crate) fn in_the_clear(&self) -> Option<&'static str> {
+        match (&self.peer_tls, self.peer_listen.ip().is_loopback()) {
+            (_, true) => None,
+            (Some(_), false) => Some(
+                "[peer.tls] covers control; KV bytes travel on data connections that are authenticated and checked but not encrypted",
+            ),
+            (None, false) => Some("control and KV bytes travel in the clear, and peers are not authenticated"),
+        }
+    }
+
     /// Where engines find the daemon.
     pub(crate) fn socket(&self) -> PathBuf {
         self.attach_directory.join("kvferry.sock")

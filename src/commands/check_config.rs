@@ -25,6 +25,9 @@ impl CheckConfig {
         println!("  peers       {} ({tls}, {} streams a peer)", config.peer_listen, config.peer_streams);
         println!("  may call    {:?}", config.peer_allow);
         println!("  admin       http://{}/metrics", config.admin_listen);
+        if let Some(warning) = config.in_the_clear() {
+            println!("  careful     {warning}");
+        }
         println!("  limits      {:?}", config.limits);
         Ok(())
     }

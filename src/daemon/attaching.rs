@@ -48,6 +48,13 @@ impl Hub {
                     "engine {engine_id:?} has rank {rank} attached by process {pid}; every engine needs an engine_id of its own"
                 ));
             }
+            // A ticket carries one fingerprint for all ranks.
+            if let Some(other) = engine.workers.values().find(|worker| worker.fingerprint != fingerprint) {
+                let other = other.fingerprint;
+                return Err(format!(
+                    "engine {engine_id:?} has fingerprint {other} on another rank, {fingerprint} here"
+                ));
+            }
             if engine.rank_count != attach.rank_count && !engine.workers.is_empty() {
                 return Err(format!("engine {engine_id:?} has {} ranks, not {}", engine.rank_count, attach.rank_count));
             }

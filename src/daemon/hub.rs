@@ -29,7 +29,7 @@ use super::links::Links;
 use super::metrics::Metrics;
 use super::outbound::Outbound;
 use super::reader::Reading;
-use super::serving::Serving;
+use super::serving::{Admitted, Serving};
 use super::status::FinishedTransfer;
 use crate::config::Config;
 
@@ -55,8 +55,8 @@ pub(crate) struct Hub {
     pub(super) by_key: HashMap<(SessionId, u64), WorkId>,
     pub(super) deadlines: BTreeSet<(Time, WorkId)>,
     pub(super) links: Links,
-    /// Endpoints that peers opened here, with the peer's name.
-    pub(super) admitted: HashMap<EndpointId, String>,
+    /// Endpoints that peers opened here.
+    pub(super) admitted: HashMap<EndpointId, Admitted>,
     pub(super) outbound: Outbound,
     pub(super) data: DataHandle,
     pub(super) meter: Meter,
@@ -213,9 +213,12 @@ impl Hub {
                 self.leases.handle_read_ended(completion.id);
                 self.handle_read_completed(completion.id, completion.result).await;
             }
-            Event::EndpointUp(endpoint) => self.handle_link_up(endpoint).await,
+            Event::EndpointUp(endpoint) => match self.admitted.get_mut(&endpoint) {
+                Some(admitted) => admitted.up = true,
+                None => self.handle_link_up(endpoint).await,
+            },
             Event::EndpointDown(endpoint, fault) => {
-                if let Some(peer) = self.admitted.remove(&endpoint) {
+                if let Some(Admitted { peer, .. }) = self.admitted.remove(&endpoint) {
                     tracing::debug!(peer, endpoint = endpoint.0, %fault, "peer's endpoint is down");
                 }
                 self.handle_link_down(endpoint, fault).await;

@@ -42,8 +42,8 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 
 use self::clock::Clock;
@@ -81,6 +81,9 @@ impl Daemon {
         let config = Arc::new(config);
         let limits = config.limits;
         let clock = Clock::start();
+        if let Some(warning) = config.in_the_clear() {
+            tracing::warn!("{warning}");
+        }
         let (server_tls, client_tls) = match &config.peer_tls {
             Some(files) => tls(files).map(|(server, client)| (Some(server), Some(client)))?,
             None => (None, None),
@@ -143,15 +146,16 @@ impl Daemon {
             .timeout(limits.transfer_deadline_max)
             .concurrency_limit_per_connection(CALLS_MAX as usize)
             .max_concurrent_streams(CALLS_MAX)
-            .tcp_nodelay(true)
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)));
         if let Some(tls) = server_tls {
             server = server.tls_config(tls).context("use [peer.tls]")?;
         }
+        // The server's own setting does not reach an incoming that is handed over; without it Nagle's algorithm
+        // holds small answers back for 40 ms.
+        let incoming = TcpIncoming::from(peer_listener).with_nodelay(Some(true));
         let until = stop.clone().cancelled_owned();
-        let serving =
-            server.add_service(service).serve_with_incoming_shutdown(TcpListenerStream::new(peer_listener), until);
+        let serving = server.add_service(service).serve_with_incoming_shutdown(incoming, until);
         tasks.spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!("failed to serve peers: {error:#}");

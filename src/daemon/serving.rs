@@ -26,6 +26,14 @@ const ADMISSION_MAX: Duration = Duration::from_secs(5);
 /// Endpoints that peers may hold open here.
 pub(super) const ENDPOINTS_MAX: usize = 256;
 
+/// An endpoint that a peer opened here.
+pub(crate) struct Admitted {
+    /// The peer's name for itself.
+    pub(crate) peer: String,
+    /// All its data connections have come.
+    pub(crate) up: bool,
+}
+
 /// A read that a peer makes of one of our regions.
 pub(crate) struct Serving {
     pub(crate) endpoint: EndpointId,
@@ -122,7 +130,8 @@ impl Hub {
         let keys: Result<Vec<_>, _> = (0..count).map(|_| random::key()).collect();
         let (Ok(keys), Ok(endpoint)) = (keys, random::number()) else { return none };
         let endpoint = EndpointId(endpoint);
-        self.admitted.insert(endpoint, request.node.chars().take(64).collect());
+        let peer = request.node.chars().filter(|c| !c.is_control()).take(64).collect();
+        self.admitted.insert(endpoint, Admitted { peer, up: false });
         let expires = self.clock.now().after(ADMISSION_MAX);
         self.data.send(DataCommand::Admit(Admission { endpoint, keys: keys.clone(), expires })).await;
         v1::OpenEndpointReply {
@@ -148,7 +157,7 @@ impl Hub {
     async fn try_confirm_for_peer(&mut self, request: &v1::ConfirmRequest) -> Result<v1::ConfirmReply, Refused> {
         let malformed = |message: String| (Refusal::Request, message);
         let endpoint = EndpointId(request.endpoint);
-        let peer = self.admitted.get(&endpoint).cloned();
+        let peer = self.admitted.get(&endpoint).map(|admitted| admitted.peer.clone());
         let peer = peer.ok_or_else(|| (Refusal::Endpoint, "the endpoint is not open; open another".to_owned()))?;
         if self.serving.len() >= self.config.limits.transfers_max {
             return Err((Refusal::Limit, format!("{} transfers are being served", self.serving.len())));

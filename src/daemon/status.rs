@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::hub::Hub;
+use super::serving::Admitted;
 
 /// A moment of one daemon.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -137,7 +138,8 @@ impl Hub {
         let outward =
             self.links.iter().map(|(peer, up)| PeerStatus { peer: peer.to_owned(), direction: "out".to_owned(), up });
         let inward = self.admitted.values();
-        let inward = inward.map(|peer| PeerStatus { peer: peer.clone(), direction: "in".to_owned(), up: true });
+        let inward =
+            inward.map(|Admitted { peer, up }| PeerStatus { peer: peer.clone(), direction: "in".to_owned(), up: *up });
         let reading = self.reading.iter().map(|(work, reading)| ActiveTransfer {
             work: work.0,
             request: reading.request_id.clone(),

@@ -55,7 +55,7 @@ number! {
     BlockIndex(u32)
 }
 number! {
-    /// Changes each time an engine attaches or a daemon starts.
+    /// Changes each time a process of an engine comes or goes, and each time a daemon starts.
     Epoch(u64)
 }
 number! {

@@ -3,7 +3,7 @@
 
 /// Version 1 of both protocols.
 pub mod v1 {
-    tonic::include_proto!("kvferry.v1");
+    include!(concat!(env!("OUT_DIR"), "/kvferry.v1.rs"));
 
     /// The version that both sides must name in their first message.
     pub const PROTOCOL: u32 = 1;
