@@ -10,7 +10,7 @@ from progress import SetupError, Step
 
 def build_daemon(root: Path) -> None:
     """The release build. cargo knows what is up to date; this only shows it at work."""
-    with Step("daemon: cargo build --release", root / "target" / "release" / "kvferry") as step:
+    with Step("daemon: cargo build --release") as step:
         command = ["cargo", "build", "--release", "--locked", "--package", "kvferry"]
         step.run(command, log=root / "target" / "logs" / "daemon.log", cwd=root)
 
@@ -33,11 +33,11 @@ def build_wheel(root: Path) -> None:
         manifest = root / "python" / "Cargo.toml"
         for stale in place.glob("*.whl"):
             stale.unlink()
-        build = [tools / "maturin", "build", "--release", "--locked", "--manifest-path", manifest]
+        build: list[str | Path] = [tools / "maturin", "build", "--release", "--locked", "--manifest-path", manifest]
         step.run([*build, "--interpreter", python, "--out", place], log=logs / "wheel-build.log", cwd=root)
         wheels = list(place.glob("*.whl"))
         if len(wheels) != 1:
             raise SetupError(f"maturin left {len(wheels)} wheels in {place}; one was expected")
-        install = [tools / "uv", "pip", "install", "--python", python, "--no-deps", "--reinstall", "--compile-bytecode"]
-        step.run([*install, wheels[0]], log=logs / "wheel-install.log")
+        install: list[str | Path] = [tools / "uv", "pip", "install", "--python", python, "--no-deps", "--reinstall"]
+        step.run([*install, "--compile-bytecode", wheels[0]], log=logs / "wheel-install.log")
         stamps.write(stamp, wanted)

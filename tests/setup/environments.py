@@ -50,7 +50,9 @@ def install_vllm(root: Path) -> None:
         return
     with Step(f"vLLM environment: {len(_packages(lock))} packages, 5.2 GB", place) as step:
         stamps.clear(stamp)
-        shutil.rmtree(place, ignore_errors=True)
+        if place.exists():
+            step.say("removing the one before")
+            shutil.rmtree(place)
         logs = root / "target" / "logs"
         uv = root / "target" / "tools" / "bin" / "uv"
         python = place / "bin" / "python"

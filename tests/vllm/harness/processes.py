@@ -62,9 +62,9 @@ class Process:
         ready: Callable[[], bool],
         what: str,
         within_s: float,
-        tell: Callable[[str], None] | None = None,
+        tell: Callable[[float], None] | None = None,
     ) -> None:
-        """Waits until ``ready`` says so. ``tell`` hears every few seconds what the log says.
+        """Waits until ``ready`` says so. ``tell`` hears every few seconds how long that has taken.
 
         Raises:
             StageError: the process ended, or the time is over; the text holds the end of its log.
@@ -75,7 +75,7 @@ class Process:
             now = time.monotonic()
             if tell is not None and now - told > TELL_INTERVAL_S:
                 told = now
-                tell(f"{now - start:.0f} s: {self.name}: {self._last_line()}")
+                tell(now - start)
             status = self._child.poll()
             if status is not None:
                 raise StageError(f"{self.name} ended with {status} before it was {what}\n{self.tail()}")
@@ -83,9 +83,9 @@ class Process:
                 raise StageError(f"{self.name} was not {what} within {within_s:.0f} s\n{self.tail()}")
             time.sleep(POLL_S)
 
-    def _last_line(self) -> str:
-        lines = [line for line in self.tail().splitlines()[1:] if line.strip(" |")]
-        return lines[-1].strip(" |")[:90] if lines else "starting"
+    def member_count(self) -> int:
+        """How many processes it is now, with those that it started."""
+        return sum(JANITOR not in _command_line(pid) for pid in session_members(self.pid))
 
     def tail(self) -> str:
         """The end of the log."""
