@@ -255,3 +255,14 @@ fn a_lease_that_ends_between_the_last_byte_and_the_trailer() {
     assert_eq!(end, trailer(u64::from(SMALL), plan.digest(), Outcome::LeaseEnded));
     assert_eq!(stage.result(WORK), Err(Fault::LeaseEnded));
 }
+
+#[test]
+fn more_early_fetches_than_there_may_be_works() {
+    let mut stage = Stage::new(&Settings { works_max: 4, ..Settings::default() });
+    let mut socket = stage.play_reader(ENDPOINT);
+    for work in 0..5 {
+        stage.write(&mut socket, &Frame::Fetch { work: WorkId(work), tag: Tag(work), digest: 0 }.encode());
+    }
+    // At once; the others still have their second.
+    assert_eq!(stage.read_frame(&mut socket), Frame::Refuse { work: WorkId(4), tag: Tag(4) });
+}
