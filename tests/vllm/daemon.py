@@ -6,6 +6,7 @@ All that the demo and the tests know about the daemon's formats is in here.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +21,8 @@ from harness.processes import Process, Stage, StageError
 START_S_MAX = 20.0
 ASK_S_MAX = 10.0
 POLL_S = 0.02
-# The daemon's whole environment.
-LOGGING = {"KVFERRY_LOG": "info", "NO_COLOR": "1", "RUST_BACKTRACE": "1"}
+# The daemon's whole environment. Its log's level may be given from outside.
+LOGGING = {"KVFERRY_LOG": os.environ.get("KVFERRY_LOG", "info"), "NO_COLOR": "1", "RUST_BACKTRACE": "1"}
 
 
 @dataclass(frozen=True)
