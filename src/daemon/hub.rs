@@ -209,6 +209,8 @@ impl Hub {
                     self.metrics.served(completion.result);
                     tracing::debug!(work = completion.id.0, peer = serving.peer, result = ?completion.result, "served");
                 }
+                // A read that its lease's end has stopped must not pass for one that was read.
+                self.leases.handle_timeout(self.clock.now());
                 // A local transfer pins its source under its own work id.
                 self.leases.handle_read_ended(completion.id);
                 self.handle_read_completed(completion.id, completion.result).await;

@@ -78,6 +78,10 @@ impl Hub {
         };
         if let Some(failure) = refusal {
             self.metrics.transferred(Outcome::Failed(failure), Duration::ZERO);
+            if failure == Failure::Request {
+                // It will not get any better; what is leased for it is leased for nobody.
+                self.relinquish(&redeem.ticket);
+            }
             return self.reply(session, 0, from_daemon::Body::TransferDone(failed(failure)));
         }
         let (Some((engine_epoch, rank, worker)), Ok(sealed)) = (self.engines.worker_of(session), sealed) else {
@@ -215,6 +219,8 @@ impl Hub {
         match result {
             Err(message) => {
                 tracing::debug!(work = work.0, message, "holder did not confirm");
+                // No answer by the deadline is the deadline's failure, whichever timer was first.
+                reading.transfer.handle_timeout(self.clock.now());
                 self.refuse(work, Failure::Unreachable);
             }
             Ok(reply) if reply.refusal() == Refusal::Endpoint && !reading.reopened => {
@@ -369,12 +375,13 @@ fn failure_of(refusal: Refusal) -> Failure {
 
 fn failure_of_fault(fault: Fault) -> Failure {
     match fault {
-        Fault::Cancelled => Failure::Aborted,
+        // Ours are cancelled only after their failure is known; so the holder has withdrawn what it leased, before we
+        // fetched it (refused) or after.
+        Fault::Cancelled | Fault::LeaseEnded | Fault::Refused => Failure::Lease,
         Fault::ChecksumMismatch => Failure::Checksum,
         Fault::Deadline => Failure::Deadline,
         Fault::Full => Failure::Limit,
-        Fault::LeaseEnded => Failure::Lease,
         Fault::Io(_) | Fault::PeerClosed | Fault::Stalled => Failure::Unreachable,
-        Fault::OutOfBounds | Fault::Protocol | Fault::Refused | Fault::Unsupported => Failure::Protocol,
+        Fault::OutOfBounds | Fault::Protocol | Fault::Unsupported => Failure::Protocol,
     }
 }

@@ -58,7 +58,6 @@ pub(super) struct Confirmed {
     pub(super) region: Arc<Region>,
     pub(super) layout: Arc<Layout>,
     pub(super) gate: LeaseGate,
-    pub(super) deadline: Time,
     pub(super) plan: Arc<Plan>,
     /// A list for each asked group.
     pub(super) blocks: Vec<GroupBlocks>,
@@ -176,7 +175,8 @@ impl Hub {
         })?;
         let now = self.clock.now();
         let asked = Duration::from_millis(request.deadline_ms).min(self.config.limits.transfer_deadline_max);
-        let deadline = confirmed.deadline.min(now.after(asked));
+        // The lease's own end is watched by the lease table, which says so to the reader.
+        let deadline = now.after(asked);
         let bytes = confirmed.plan.bytes();
         self.serving.insert(work, Serving { endpoint, peer, bytes, since: now });
         self.engines.work_posted(work, vec![Arc::clone(&confirmed.region)]);
@@ -230,9 +230,7 @@ impl Hub {
             Ok((blocks, Arc::new(plan)))
         });
         match planned {
-            Ok((blocks, plan)) => {
-                Ok(Confirmed { region, layout, gate: redeemed.gate, deadline: redeemed.deadline, plan, blocks })
-            }
+            Ok((blocks, plan)) => Ok(Confirmed { region, layout, gate: redeemed.gate, plan, blocks }),
             Err(message) => {
                 // The ticket is used up: what asks wrongly once gets no second guess.
                 self.leases.handle_read_ended(ask.work);

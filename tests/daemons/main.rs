@@ -1,4 +1,18 @@
 //! Real daemons, real sockets, stand-in engines: what must hold between two nodes, without vLLM.
 
+mod admin;
+mod churn;
+mod client;
+mod engines;
+mod footprint;
 mod handover;
+mod kills;
+mod namespaces;
+mod ports;
+mod requests;
+mod sessions;
+mod stalls;
 mod support;
+mod tickets;
+mod tls;
+mod wire;

@@ -128,31 +128,28 @@ impl Client {
         let mut state = self.shared.state();
         state.redeems.insert(key, request_id.to_owned());
         if state.stream.is_none() {
-            state.redeems.remove(&key);
-            state.events.push_back(Event::TransferDone {
-                key,
-                request_id: request_id.to_owned(),
-                failure: Some("daemon_gone".to_owned()),
-                bytes: 0,
-                micros: 0,
-            });
+            state.fail_redeem(key, "daemon_gone");
         }
         // When it is lost on the way, losing the connection answers it.
-        self.send(state, key, to_daemon::Body::Redeem(redeem));
+        if self.send(state, key, to_daemon::Body::Redeem(redeem)).is_err() {
+            self.shared.state().fail_redeem(key, "request");
+        }
         key
     }
 
     /// Gives a redeem up. Its [`Event::TransferDone`] still follows, when nothing can write into its blocks any more.
     pub fn abort(&self, key: u64) {
         let state = self.shared.state();
-        self.send(state, self.id(), to_daemon::Body::Abort(v1::Abort { key }));
+        // As short as this, it fits a frame.
+        let _ = self.send(state, self.id(), to_daemon::Body::Abort(v1::Abort { key }));
     }
 
     /// Tells the holder that nobody will redeem `ticket`. Best effort: the lease's deadline stands behind it.
     pub fn relinquish(&self, ticket: &str) {
         let state = self.shared.state();
         let relinquish = v1::Relinquish { ticket: ticket.to_owned() };
-        self.send(state, self.id(), to_daemon::Body::Relinquish(relinquish));
+        // What is too long for a frame is no ticket.
+        let _ = self.send(state, self.id(), to_daemon::Body::Relinquish(relinquish));
     }
 
     /// What has happened since the last call.
@@ -204,7 +201,10 @@ impl Client {
             return Err(self.not_connected());
         }
         state.calls.insert(id, caller);
-        self.send(state, id, body);
+        if let Err(TooLong) = self.send(state, id, body) {
+            self.shared.state().calls.remove(&id);
+            return Err(ClientError::Refused("the request is longer than a frame may be; ask for less".to_owned()));
+        }
         match reply.recv_timeout(self.shared.config.reply_timeout) {
             Ok(from_daemon::Body::Problem(problem)) => Err(ClientError::Refused(problem.message)),
             Ok(body) => Ok(body),
@@ -221,16 +221,22 @@ impl Client {
         }
     }
 
-    /// Sends under the lock, so that frames do not mix. A connection that cannot take it is dropped.
-    fn send(&self, state: MutexGuard<'_, State>, id: u64, body: to_daemon::Body) {
-        if let Some(stream) = &state.stream
-            && frame::write(stream, &v1::ToDaemon { id, body: Some(body) }, None).is_err()
-        {
-            Shared::drop_connection(&state);
+    /// Sends under the lock, so that frames do not mix. A connection that cannot take it is dropped; a request that no
+    /// connection would take is not sent.
+    fn send(&self, state: MutexGuard<'_, State>, id: u64, body: to_daemon::Body) -> Result<(), TooLong> {
+        let Some(stream) = &state.stream else { return Ok(()) };
+        match frame::write(stream, &v1::ToDaemon { id, body: Some(body) }, None) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(TooLong),
+            Err(_) => Shared::drop_connection(&state),
         }
         drop(state);
+        Ok(())
     }
 }
+
+/// A request that does not fit a frame.
+struct TooLong;
 
 impl Drop for Client {
     fn drop(&mut self) {

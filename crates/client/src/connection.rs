@@ -59,6 +59,16 @@ impl State {
     }
 }
 
+impl State {
+    /// Answers a redeem that no daemon will answer.
+    pub(crate) fn fail_redeem(&mut self, key: u64, failure: &str) {
+        if let Some(request_id) = self.redeems.remove(&key) {
+            let failure = Some(failure.to_owned());
+            self.events.push_back(Event::TransferDone { key, request_id, failure, bytes: 0, micros: 0 });
+        }
+    }
+}
+
 impl Shared {
     pub(crate) fn new(config: ClientConfig) -> Self {
         Self { config, state: Mutex::default(), changed: Condvar::new() }
@@ -213,14 +223,9 @@ impl Shared {
         state.stream = None;
         state.daemon_epoch = None;
         state.calls.clear();
-        let redeems = std::mem::take(&mut state.redeems);
-        state.events.extend(redeems.into_iter().map(|(key, request_id)| Event::TransferDone {
-            key,
-            request_id,
-            failure: Some("daemon_gone".to_owned()),
-            bytes: 0,
-            micros: 0,
-        }));
+        for key in state.redeems.keys().copied().collect::<Vec<_>>() {
+            state.fail_redeem(key, "daemon_gone");
+        }
         state.tell_connection(Event::Disconnected);
         drop(state);
         self.wake();

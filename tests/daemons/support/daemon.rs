@@ -1,0 +1,214 @@
+//! A real daemon as a child process.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use kvferry_client::{Client, Role};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::engine::client;
+use super::{PATIENCE, wait};
+
+/// One `kvferry serve`. Its end is checked: a daemon that has panicked or logged an error fails the test.
+pub(crate) struct Daemon {
+    pub(crate) directory: TempDir,
+    pub(crate) peer: SocketAddr,
+    pub(crate) data: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    child: Child,
+    config: String,
+    within: Vec<String>,
+    log: Log,
+}
+
+/// Every line it has written to stderr.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+/// How to start a daemon.
+#[derive(Clone, Debug)]
+pub(crate) struct DaemonOptions {
+    pub(crate) host: String,
+    /// Further lines for `[peer]` and `[limits]`.
+    pub(crate) peer: String,
+    pub(crate) limits: String,
+    /// A program and arguments that run the daemon, such as `ip netns exec NAME`.
+    pub(crate) within: Vec<String>,
+}
+
+impl Default for DaemonOptions {
+    fn default() -> Self {
+        Self { host: "127.0.0.1".to_owned(), peer: String::new(), limits: String::new(), within: Vec::new() }
+    }
+}
+
+impl Daemon {
+    pub(crate) fn start() -> Self {
+        Self::start_with(&DaemonOptions::default())
+    }
+
+    /// With further lines for `[limits]`.
+    pub(crate) fn limited(limits: &str) -> Self {
+        Self::start_with(&DaemonOptions { limits: limits.to_owned(), ..Default::default() })
+    }
+
+    pub(crate) fn start_with(options: &DaemonOptions) -> Self {
+        let directory = tempfile::tempdir().expect("create a directory");
+        let config = format!(
+            "node = \"test\"\n[attach]\ndirectory = {:?}\n[peer]\nlisten = \"{host}:0\"\n{}\n[admin]\nlisten = \"{host}:0\"\n[limits]\n{}\n",
+            directory.path(),
+            options.peer,
+            options.limits,
+            host = options.host,
+        );
+        Self::launch(directory, config, options.within.clone())
+    }
+
+    fn launch(directory: TempDir, config: String, within: Vec<String>) -> Self {
+        let file = directory.path().join("kvferry.toml");
+        std::fs::write(&file, &config).expect("write the config");
+        let binary = env!("CARGO_BIN_EXE_kvferry").to_owned();
+        let mut words = within.clone();
+        words.extend([binary, "serve".to_owned(), "--config".to_owned(), file.display().to_string()]);
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
+            .env("KVFERRY_LOG", "debug")
+            .env("NO_COLOR", "1")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start the daemon");
+        let stderr = child.stderr.take().expect("stderr");
+        let log = Log::default();
+        let lines = log.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                lines.0.lock().expect("log").push(line);
+            }
+        });
+        let ready = wait(|| format!("a daemon that is ready:\n{}", log.tail()), || log.find(" ready "));
+        let address = |name: &str| {
+            let word = ready.split_whitespace().find_map(|word| word.strip_prefix(&format!("{name}=")));
+            word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no {name} in {ready}"))
+        };
+        let (peer, data, admin) = (address("peer"), address("data"), address("admin"));
+        Self { directory, peer, data, admin, child, config, within, log }
+    }
+
+    /// Kills it with SIGKILL and starts another one in its place, on the same control port and socket.
+    pub(crate) fn restart(&mut self) {
+        self.kill();
+        let config = self.config.replacen(
+            &format!("[peer]\nlisten = \"{}:0\"", self.peer.ip()),
+            &format!("[peer]\nlisten = \"{}\"", self.peer),
+            1,
+        );
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().expect("create a directory"));
+        *self = Self::launch(directory, config, std::mem::take(&mut self.within));
+    }
+
+    pub(crate) fn kill(&mut self) {
+        // Gone already is just as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Sends SIGSTOP, SIGCONT and their like.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("signal the daemon");
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("kvferry.sock")
+    }
+
+    /// A file in `/proc` of this daemon.
+    pub(crate) fn proc(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{name}", self.child.id()))
+    }
+
+    pub(crate) fn operator(&self) -> Client {
+        let client = client(self.socket(), "", Role::Operator);
+        assert!(client.wait_connected(PATIENCE), "the daemon does not answer");
+        client
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        serde_json::from_str(&self.operator().status().expect("status")).expect("json")
+    }
+
+    /// Waits until `ready` says so of the status.
+    pub(crate) fn wait_for(&self, what: &str, ready: impl Fn(&Value) -> bool) -> Value {
+        let operator = self.operator();
+        let status = || serde_json::from_str::<Value>(&operator.status().expect("status")).expect("json");
+        wait(|| format!("{what}: {:#}", status()), || Some(status()).filter(&ready))
+    }
+
+    /// Waits until no transfer is in flight and no lease is left.
+    pub(crate) fn wait_quiet(&self) {
+        self.wait_for("a daemon with nothing to do", is_quiet);
+    }
+
+    /// Waits until no lease, transfer, engine or region is left.
+    pub(crate) fn wait_empty(&self) {
+        self.wait_for("an empty daemon", |status| {
+            is_quiet(status) && status["engines"] == Value::Array(Vec::new()) && status["regions"]["count"] == 0
+        });
+    }
+
+    /// Waits for a line of its log.
+    pub(crate) fn wait_log(&self, words: &str) -> String {
+        wait(|| format!("{words:?} in the log:\n{}", self.log.tail()), || self.log.find(words))
+    }
+
+    /// Descriptors and threads.
+    pub(crate) fn footprint(&self) -> (usize, usize) {
+        let count = |name: &str| std::fs::read_dir(self.proc(name)).expect("read /proc").count();
+        (count("fd"), count("task"))
+    }
+
+    /// Waits until it has no more descriptors and threads than it had.
+    pub(crate) fn wait_footprint(&self, before: (usize, usize)) {
+        wait(
+            || format!("{before:?} descriptors and threads; it has {:?}", self.footprint()),
+            || {
+                let (descriptors, threads) = self.footprint();
+                (descriptors <= before.0 && threads <= before.1).then_some(())
+            },
+        );
+    }
+}
+
+fn is_quiet(status: &Value) -> bool {
+    ["/leases", "/transfers/reading", "/transfers/serving"]
+        .iter()
+        .all(|path| status.pointer(path).and_then(Value::as_array).is_some_and(Vec::is_empty))
+}
+
+impl Log {
+    fn find(&self, words: &str) -> Option<String> {
+        self.0.lock().expect("log").iter().find(|line| line.contains(words)).cloned()
+    }
+
+    fn tail(&self) -> String {
+        let lines = self.0.lock().expect("log");
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- log of the daemon at {}\n{}", self.peer, self.log.tail());
+            return;
+        }
+        for words in [" ERROR ", "panicked at"] {
+            assert_eq!(self.log.find(words), None, "the daemon at {} must not say so", self.peer);
+        }
+    }
+}

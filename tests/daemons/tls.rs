@@ -1,0 +1,128 @@
+//! Mutual TLS between daemons: whoever cannot show the right certificate gets nowhere, and nobody listens in the clear
+//! beyond loopback by accident.
+
+use std::path::Path;
+use std::process::Command;
+
+use kvferry_proto::v1;
+use kvferry_proto::v1::peer_client::PeerClient;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use tempfile::TempDir;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+
+use crate::support::{Daemon, DaemonOptions, StandInEngine};
+
+/// The name that every daemon's certificate carries.
+const NAME: &str = "kvferry.test";
+
+/// A certificate authority, and the files that a daemon of it is configured with.
+struct Authority {
+    directory: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("sign");
+        let authority = Self { directory: tempfile::tempdir().expect("create a directory"), issuer };
+        let (certificate, key) = authority.issue(NAME);
+        for (file, text) in [("authority", authority.issuer.pem()), ("certificate", certificate), ("key", key)] {
+            std::fs::write(authority.file(file), text).expect("write");
+        }
+        authority
+    }
+
+    /// A certificate and its key, PEM.
+    fn issue(&self, name: &str) -> (String, String) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().expect("a key");
+        (params.signed_by(&key, &self.issuer).expect("sign").pem(), key.serialize_pem())
+    }
+
+    fn file(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(format!("{name}.pem"))
+    }
+
+    /// A line for `[peer]`.
+    fn line(&self) -> String {
+        let [authority, certificate, key] = ["authority", "certificate", "key"].map(|name| self.file(name));
+        format!(
+            "tls = {{ authority = {authority:?}, certificate = {certificate:?}, key = {key:?}, name = \"{NAME}\" }}"
+        )
+    }
+
+    fn daemon(&self) -> Daemon {
+        Daemon::start_with(&DaemonOptions { peer: self.line(), ..Default::default() })
+    }
+}
+
+fn hand_over(prefill: &StandInEngine, d: &Daemon) -> Option<String> {
+    let mut decode = StandInEngine::attach(d, "D0");
+    let key = decode.redeem(&prefill.grant("r1", &[1, 2], 10_000).ticket, &[1, 2]);
+    decode.outcome(key)
+}
+
+#[test]
+fn daemons_of_one_authority_hand_over_and_no_others() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let p = ours.daemon();
+    let prefill = StandInEngine::attach(&p, "P0");
+    assert_eq!(hand_over(&prefill, &ours.daemon()), None);
+    for stranger in [theirs.daemon(), Daemon::start()] {
+        assert_eq!(hand_over(&prefill, &stranger).as_deref(), Some("unreachable"));
+    }
+    // Nor does one of ours ask a stranger.
+    let stranger = theirs.daemon();
+    let their_engine = StandInEngine::attach(&stranger, "P0");
+    assert_eq!(hand_over(&their_engine, &ours.daemon()).as_deref(), Some("unreachable"));
+    assert_eq!(hand_over(&prefill, &ours.daemon()), None);
+}
+
+#[test]
+fn a_caller_without_a_certificate_of_ours_is_refused() {
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let p = ours.daemon();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let describe = |identity: Option<(String, String)>| {
+        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ours.issuer.pem())).domain_name(NAME);
+        if let Some((certificate, key)) = identity {
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        runtime.block_on(async {
+            let endpoint = Endpoint::from_shared(format!("https://{}", p.peer)).expect("an address");
+            let channel = endpoint.tls_config(tls).expect("tls").connect().await.map_err(|error| error.to_string())?;
+            PeerClient::new(channel).describe(v1::DescribeRequest {}).await.map_err(|error| error.to_string())
+        })
+    };
+    assert!(describe(None).is_err(), "no certificate");
+    assert!(describe(Some(theirs.issue(NAME))).is_err(), "another authority's certificate");
+    assert!(describe(Some(ours.issue("any.name"))).is_ok(), "the authority's word counts, not a caller's name");
+}
+
+fn serve(directory: &Path, peer: &str) -> String {
+    let file = directory.join("kvferry.toml");
+    let config = format!("[attach]\ndirectory = {directory:?}\n[peer]\n{peer}\n[admin]\nlisten = \"127.0.0.1:0\"\n");
+    std::fs::write(&file, config).expect("write the config");
+    let ended = Command::new(env!("CARGO_BIN_EXE_kvferry")).arg("serve").arg("--config").arg(&file).output();
+    let ended = ended.expect("run");
+    assert!(!ended.status.success(), "it must not serve {peer:?}");
+    String::from_utf8_lossy(&ended.stderr).into_owned()
+}
+
+#[test]
+fn nobody_listens_beyond_loopback_in_the_clear() {
+    let directory = tempfile::tempdir().expect("create a directory");
+    let said = serve(directory.path(), "listen = \"0.0.0.0:0\"");
+    assert!(said.contains("reaches beyond loopback without [peer.tls]"), "{said}");
+    let said = serve(directory.path(), "listen = \"0.0.0.0:0\"\nplaintext_beyond_loopback = \"yes\"");
+    assert!(said.contains("it counts only as"), "{said}");
+    let said = serve(
+        directory.path(),
+        "listen = \"127.0.0.1:0\"\ntls = { authority = \"/a\", certificate = \"/b\", key = \"/c\", name = \"n\" }",
+    );
+    assert!(said.contains("read /b"), "{said}");
+}
