@@ -37,7 +37,9 @@ ENGINE_BLOCKS = 300
 # Half of the cores for each engine: threads that wait for one another while others have their core are slow.
 THREADS = max(1, (os.cpu_count() or 2) // 2)
 # Of the connector. A daemon that must wait for a core may take longer than the usual 200 ms to answer.
-SETTINGS = (("reply_timeout_ms", 2_000),)
+# A prefill engine whose daemon died keeps the promised blocks until their lease ends.
+LEASE_MS = 10_000
+SETTINGS = (("lease_ms", LEASE_MS), ("reply_timeout_ms", 2_000))
 # At this rate the long prompt's 33 MiB take 8 s: time to see it move, and to kill.
 SLOW_BYTES_PER_SECOND = 4 << 20
 # How long D's daemon may take to notice that P's is gone, and D0 to compute the prompt (1 to 2 s on a core of its own).
@@ -212,7 +214,7 @@ class Demo:
     def _show_nothing_held(self) -> None:
         for daemon in (self._p, self._d):
             daemon.wait_quiet(within_s=10)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 2 * LEASE_MS / 1000
         engines = (self._prefill, self._decode)
         while not (is_idle := all(engine.is_idle() for engine in engines)) and time.monotonic() < deadline:
             time.sleep(0.1)
