@@ -103,7 +103,7 @@ class Demo:
         say(f"sidecar   http://{self._front.host}:{self._front.port}, in front of D0; prefill goes to P0")
 
     def _tell_starting(self, seconds: float) -> None:
-        counts = [min(engine.process.member_count(), PROCESS_COUNT) for engine in (self._prefill, self._decode)]
+        counts = [min(engine.process.process_count(), PROCESS_COUNT) for engine in (self._prefill, self._decode)]
         say(f"          {seconds:.0f} s: P0 has {counts[0]} of its {PROCESS_COUNT} processes, D0 has {counts[1]}")
 
     def _show_table(self) -> None:

@@ -6,22 +6,20 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from .sessions import Session, SurvivorError
+
 # How long an asked process may take to end before it is killed. vLLM ends within 2 s (measured).
 GRACE_S = 15.0
-# How long the helpers of a killed engine may take to notice and to remove their shared memory.
-ORPHAN_GRACE_S = 3.0
 POLL_S = 0.05
 TAIL_LINES = 40
 TELL_INTERVAL_S = 10.0
-SHARED_MEMORY = "/dev/shm/psm_"
-# The process that cleans up after killed ones, and ends by itself.
-JANITOR = b"multiprocessing.resource_tracker"
 
 
 class StageError(Exception):
@@ -29,18 +27,14 @@ class StageError(Exception):
 
 
 class Process:
-    """One started program with everything that it starts. It leads a session, by which its descendants are found."""
+    """One started program with everything that it starts."""
 
     def __init__(self, name: str, command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> None:
         self.name = name
         self.log = log
-        # Files in /dev/shm that its processes had open. vLLM leaves some behind when it is killed, and when it is not.
-        self._shared_memory: set[Path] = set()
-        # When this process dies without a chance to clean up, the kernel ends what it started.
-        guard = ["setpriv", "--pdeathsig", "SIGTERM", "--"] if shutil.which("setpriv") else []
         with log.open("ab") as output:
             self._child = subprocess.Popen(
-                [*guard, *(str(part) for part in command)],
+                [str(part) for part in command],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -48,6 +42,7 @@ class Process:
                 cwd=log.parent,
                 start_new_session=True,
             )
+        self._session = Session(self.pid)
 
     @property
     def pid(self) -> int:
@@ -56,6 +51,10 @@ class Process:
 
     def is_running(self) -> bool:
         return self._child.poll() is None
+
+    def process_count(self) -> int:
+        """How many processes it is now."""
+        return self._session.working_count()
 
     def wait_until(
         self,
@@ -83,10 +82,6 @@ class Process:
                 raise StageError(f"{self.name} was not {what} within {within_s:.0f} s\n{self.tail()}")
             time.sleep(POLL_S)
 
-    def member_count(self) -> int:
-        """How many processes it is now, with those that it started."""
-        return sum(JANITOR not in _command_line(pid) for pid in session_members(self.pid))
-
     def tail(self) -> str:
         """The end of the log."""
         with self.log.open("rb") as source:
@@ -98,7 +93,7 @@ class Process:
     def ask_to_end(self) -> None:
         """Sends SIGTERM to the program itself, which ends its own children."""
         if self.is_running():
-            self._note_shared_memory()
+            self._session.note_shared_memory()
             self._child.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
@@ -115,29 +110,16 @@ class Process:
         return True
 
     def kill(self) -> None:
-        """Kills the whole session as a crash would: without a word. Returns when nothing of it is left.
+        """Kills all of it as a crash would: without a word. Returns when nothing of it is left.
 
         Raises:
             StageError: something survived SIGKILL.
         """
-        self._note_shared_memory()
-        _signal_all([pid for pid in session_members(self.pid) if JANITOR not in _command_line(pid)])
+        try:
+            self._session.kill()
+        except SurvivorError as error:
+            raise StageError(f"{self.name}: {error}") from error
         self._child.wait()
-        deadline = time.monotonic() + ORPHAN_GRACE_S
-        while (left := session_members(self.pid)) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        _signal_all(left)
-        deadline = time.monotonic() + ORPHAN_GRACE_S
-        while left := session_members(self.pid):
-            if time.monotonic() > deadline:
-                raise StageError(f"processes {left} of {self.name} survived SIGKILL")
-            time.sleep(POLL_S)
-        for path in self._shared_memory:
-            path.unlink(missing_ok=True)
-
-    def _note_shared_memory(self) -> None:
-        for pid in session_members(self.pid):
-            self._shared_memory.update(_shared_memory(pid))
 
 
 class Stage:
@@ -150,6 +132,12 @@ class Stage:
         # Not below the repository: the path of a Unix socket has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix=f"kvferry-{name}-"))
         self._previous = signal.getsignal(signal.SIGTERM)
+        self._keeper = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("keeper.py"), self.folder],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+        )
 
     def __enter__(self) -> Stage:
         # A SIGTERM unwinds as Ctrl-C does.
@@ -167,6 +155,8 @@ class Stage:
             if kind is not None:
                 self.save_logs()
             shutil.rmtree(self.folder, ignore_errors=True)
+            self._tell_keeper("farewell")
+            self._keeper.wait()
             for number, handler in interrupts:
                 signal.signal(number, handler)
             signal.signal(signal.SIGTERM, self._previous)
@@ -174,11 +164,13 @@ class Stage:
     def start(self, name: str, command: Sequence[str | Path], environment: Mapping[str, str]) -> Process:
         """Starts a program whose log is ``NAME.log``; one that is started again adds to it."""
         process = Process(name, command, environment, self.folder / f"{name}.log")
+        self._tell_keeper(str(process.pid))
         self._processes.append(process)
         return process
 
     def forget(self, process: Process) -> None:
         """Says that a process has been ended."""
+        self._tell_keeper(f"-{process.pid}")
         self._processes.remove(process)
 
     def end_all(self) -> None:
@@ -206,44 +198,7 @@ class Stage:
             shutil.copy(log, place)
         return place
 
-
-def session_members(leader: int) -> list[int]:
-    """Every live process of the session that ``leader`` leads or led."""
-    members = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                with open(f"/proc/{entry}/stat", "rb") as stat:
-                    # The name in parentheses may hold anything; what follows are: state, parent, group, session.
-                    fields = stat.read().rsplit(b")", 1)[1].split()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(fields[3]) == leader and fields[0] not in (b"Z", b"X"):
-                members.append(int(entry))
-    return members
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as source:
-            return source.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
-def _shared_memory(pid: int) -> set[Path]:
-    """The files that Python's multiprocessing made in /dev/shm and this process maps."""
-    try:
-        with open(f"/proc/{pid}/maps") as source:
-            paths = {line.split(maxsplit=5)[5].strip() for line in source if SHARED_MEMORY in line}
-    except (FileNotFoundError, ProcessLookupError):
-        return set()
-    return {Path(path) for path in paths if Path(path).exists()}
-
-
-def _signal_all(pids: Sequence[int]) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    def _tell_keeper(self, word: str) -> None:
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.write(f"{word}\n")
+        self._keeper.stdin.flush()
