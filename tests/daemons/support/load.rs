@@ -61,6 +61,20 @@ impl Load {
         Some(key)
     }
 
+    /// One hand-over as soon as there is room for it, and waits for all that are open. It must be delivered.
+    pub(crate) fn hand_over(&mut self, dice: &mut Dice) {
+        super::wait(
+            || "room for a hand-over".to_owned(),
+            || {
+                self.collect();
+                self.begin(dice, 10_000)
+            },
+        );
+        let before = self.delivered;
+        self.drain();
+        assert_eq!(self.delivered, before + 1, "{:?}", self.failed);
+    }
+
     /// Hand-overs whose outcome has not come.
     pub(crate) fn open(&self) -> usize {
         self.open.len()
@@ -108,8 +122,9 @@ impl Load {
         );
     }
 
-    /// The holder's daemon or engine is gone, and its leases with it, without a word.
+    /// The holder's daemon or engine is gone, and its leases with it, without a further word.
     pub(crate) fn forget_leases(&mut self) {
+        self.collect();
         self.leases.clear();
     }
 
@@ -122,15 +137,15 @@ impl Load {
 
     /// Another engine takes the holder's place.
     pub(crate) fn replace_prefill(&mut self, prefill: StandInEngine) {
-        self.collect();
+        self.forget_leases();
         prefill.fill(1);
         self.prefill = prefill;
-        self.forget_leases();
     }
 }
 
 fn free_part<'a>(blocks: u32, taken: impl Iterator<Item = &'a Vec<u32>>) -> Option<std::ops::Range<u32>> {
+    // Block 0 is vLLM's, and never moves.
     let taken: Vec<u32> = taken.map(|blocks| (blocks[0] - 1) / PART).collect();
-    // Block 0 is vLLM's null block.
-    (0..(blocks - 1) / PART).find(|part| !taken.contains(part)).map(|part| part * PART + 1..(part + 1) * PART + 1)
+    let free = (0..(blocks - 1) / PART).find(|part| !taken.contains(part));
+    free.map(|part| part * PART + 1..(part + 1) * PART + 1)
 }

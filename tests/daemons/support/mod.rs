@@ -19,7 +19,7 @@ pub(crate) use stage::Stage;
 /// Longer than anything here may take; a test that waits this long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// What a bound may be overrun by because the machine is busy with other tests.
-pub(crate) const SLACK: Duration = Duration::from_secs(2);
+pub(crate) const SLACK: Duration = Duration::from_secs(10);
 
 /// Asks `ready` again and again until it has an answer, or fails with what `what` says.
 pub(crate) fn wait<T>(what: impl Fn() -> String, mut ready: impl FnMut() -> Option<T>) -> T {

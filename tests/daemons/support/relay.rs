@@ -15,7 +15,7 @@ use kvferry_proto::v1::peer_server::{Peer, PeerServer};
 use kvferry_proto::v1::{self};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
@@ -62,7 +62,7 @@ impl Relay {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listen");
             let address = listener.local_addr().expect("address");
             let server = Server::builder().add_service(PeerServer::new(service));
-            tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+            tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
             address
         });
         Self { address, data, holder, holder_data, control, _runtime: runtime }
