@@ -38,7 +38,7 @@ ENGINE_BLOCKS = 300
 THREADS = max(1, (os.cpu_count() or 2) // 2)
 # Of the connector. A daemon that must wait for a core may take longer than the usual 200 ms to answer.
 # A prefill engine whose daemon died keeps the promised blocks until their lease ends.
-LEASE_MS = 10_000
+LEASE_MS = 20_000
 SETTINGS = (("lease_ms", LEASE_MS), ("reply_timeout_ms", 2_000))
 # At this rate the long prompt's 33 MiB take 8 s: time to see it move, and to kill.
 SLOW_BYTES_PER_SECOND = 4 << 20
