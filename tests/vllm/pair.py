@@ -29,6 +29,7 @@ ANSWER_TOKENS = 16
 # Between the first byte and the last of a long transfer at the slow rate.
 MIDDLE_S = 1.0
 POLL_S = 0.05
+RECONNECT_S_MAX = 15.0
 
 
 class Pair:
@@ -52,18 +53,35 @@ class Pair:
         for engine, daemon in ((self.prefill, self.p), (self.decode, self.d)):
             engine.wait_ready()
             daemon.wait_attached(engine.name)
+        self._wait_handing_over()
+
+    def _wait_handing_over(self) -> None:
+        """Waits until a hand-over works: an engine's scheduler finds its daemon by itself, unseen by status."""
+        deadline = time.monotonic() + RECONNECT_S_MAX
+        delivered = self.d.status().delivered_total
+        while self.d.status().delivered_total == delivered:
+            if time.monotonic() > deadline:
+                raise StageError(f"no hand-over within {RECONNECT_S_MAX:.0f} s after a restart")
+            prompt = random_prompt(time.monotonic_ns(), 40)
+            answer = self.prefill.server.complete(prompt, 1, kv_transfer_params=PREFILL)
+            self.redeem(prompt, answer.kv_transfer_params or {})
 
     def restore(self) -> None:
-        """Starts again what the test before killed or slowed down."""
+        """Starts again what was killed or slowed down."""
+        was_whole = not self._is_slow and all(
+            part.is_running() for part in (self.p, self.d, self.prefill.process, self.decode.process)
+        )
+        if was_whole:
+            return
         for engine in (self.prefill, self.decode):
             if not engine.process.is_running():
                 engine.restart()
                 engine.wait_ready()
-        if self._is_slow:
-            self.slow_down(False)
-        for daemon in (self.p, self.d):
+        for daemon in (self.d, self.p):
             if not daemon.is_running():
                 daemon.start()
+        if self._is_slow:
+            self.slow_down(False)
         self.wait_attached()
 
     def slow_down(self, is_slow: bool = True) -> None:
@@ -72,7 +90,8 @@ class Pair:
         if self.p.is_running():
             self.p.end()
         self.p.start(bytes_per_second_max=SLOW_BYTES_PER_SECOND if is_slow else None)
-        self.p.wait_attached("P0")
+        if self.d.is_running():
+            self.wait_attached()
 
     def wait_rest(self, within_s: float) -> None:
         """Waits until no lease, transfer, request or held block is left.

@@ -67,10 +67,9 @@ def test_a_ticket_from_before_the_daemon_started_again(pair: Pair) -> None:
     prompt = random_prompt(50, 300)
     expected = pair.compute(pair.decode, prompt)
     params = pair.offer(prompt)
-    delivered = pair.d.status().delivered_total
     pair.p.kill()
-    pair.p.start()
-    pair.p.wait_attached("P0")
+    pair.restore()
+    delivered = pair.d.status().delivered_total
     assert pair.redeem(prompt, params).token_ids == expected
     assert pair.d.status().delivered_total == delivered
 
