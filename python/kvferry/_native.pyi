@@ -22,13 +22,18 @@ class Client:
         groups: Sequence[Sequence[_Span]],
     ) -> None: ...
     def grant(
-        self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int
+        self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int, binding: bytes
     ) -> tuple[int, int, str, str, int, int]:
         """Lease id, daemon epoch, ticket, host, port, lease in milliseconds."""
 
     def relinquish(self, ticket: str) -> None: ...
     def redeem(
-        self, request_id: str, ticket: str, groups: Sequence[tuple[Sequence[int], Sequence[int]]], deadline_ms: int
+        self,
+        request_id: str,
+        ticket: str,
+        groups: Sequence[tuple[Sequence[int], Sequence[int]]],
+        deadline_ms: int,
+        binding: bytes,
     ) -> int: ...
     def abort(self, key: int) -> None: ...
     def poll(self) -> list[tuple[object, ...]]:

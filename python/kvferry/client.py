@@ -161,10 +161,11 @@ class Client(Protocol):
 class SchedulerClient(Client, Protocol):
     """The scheduler process's connection."""
 
-    def grant(self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int) -> Granted:
+    def grant(self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int, binding: bytes = b"") -> Granted:
         """Leases blocks to whoever shows the ticket. Waits at most the reply timeout.
 
-        ``groups`` holds the request's block ids in each transferred group, in order; 0 is the null block.
+        ``groups`` holds the request's block ids in each transferred group, in order; 0 is the null block. The ticket
+        is redeemed only by who names the same ``binding``, at most 64 bytes: what the blocks were computed from.
         """
         ...
 
@@ -180,7 +181,9 @@ class WorkerClient(Client, Protocol):
         """Shares this rank's memory. Remembered and sent to every daemon that is connected from now on."""
         ...
 
-    def redeem(self, request_id: str, ticket: str, groups: Sequence[GroupBlocks], deadline_ms: int) -> int:
+    def redeem(
+        self, request_id: str, ticket: str, groups: Sequence[GroupBlocks], deadline_ms: int, binding: bytes = b""
+    ) -> int:
         """Asks for a ticket's blocks and returns the key of the ``TransferDone`` that will follow."""
         ...
 

@@ -56,8 +56,8 @@ class _NativeClient:
     def close(self) -> None:
         self._client.close()
 
-    def grant(self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int) -> Granted:
-        return Granted(*self._client.grant(request_id, groups, lease_ms))
+    def grant(self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int, binding: bytes = b"") -> Granted:
+        return Granted(*self._client.grant(request_id, groups, lease_ms, binding))
 
     def relinquish(self, ticket: str) -> None:
         self._client.relinquish(ticket)
@@ -90,9 +90,11 @@ class _NativeClient:
             groups,
         )
 
-    def redeem(self, request_id: str, ticket: str, groups: Sequence[GroupBlocks], deadline_ms: int) -> int:
+    def redeem(
+        self, request_id: str, ticket: str, groups: Sequence[GroupBlocks], deadline_ms: int, binding: bytes = b""
+    ) -> int:
         wanted = [(group.positions, group.targets) for group in groups]
-        return int(self._client.redeem(request_id, ticket, wanted, deadline_ms))
+        return int(self._client.redeem(request_id, ticket, wanted, deadline_ms, binding))
 
     def abort(self, key: int) -> None:
         self._client.abort(key)

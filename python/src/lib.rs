@@ -97,9 +97,10 @@ mod native {
             request_id: &str,
             groups: Vec<Vec<u32>>,
             lease_ms: u64,
+            binding: &[u8],
         ) -> PyResult<(u64, u64, String, String, u16, u64)> {
             let client = self.open_client()?;
-            match py.detach(move || client.grant(request_id, &groups, lease_ms)) {
+            match py.detach(move || client.grant_bound(request_id, &groups, lease_ms, binding)) {
                 Ok(granted) => Ok((
                     granted.lease_id,
                     granted.daemon_epoch,
@@ -128,11 +129,12 @@ mod native {
             ticket: &str,
             groups: Vec<(Vec<u32>, Vec<u32>)>,
             deadline_ms: u64,
+            binding: &[u8],
         ) -> PyResult<u64> {
             let client = self.open_client()?;
             let groups: Vec<_> =
                 groups.into_iter().map(|(positions, targets)| WantedBlocks { positions, targets }).collect();
-            Ok(py.detach(|| client.redeem(request_id, ticket, &groups, deadline_ms)))
+            Ok(py.detach(|| client.redeem_bound(request_id, ticket, &groups, deadline_ms, binding)))
         }
 
         fn abort(&self, py: Python<'_>, key: u64) -> PyResult<()> {

@@ -16,8 +16,10 @@ def test_a_load_is_matched_ordered_and_cleared():
     rig.side.update_state_after_alloc(decode, blocks([11, 12, 13, 14, 15, 16, 17]), 99)
     assert decode.kv_transfer_params["do_remote_prefill"] is False
     meta = rig.side.build_connector_meta()
-    order = LoadOrder("d", "ticket-1", (GroupBlocks(tuple(range(7)), (11, 12, 13, 14, 15, 16, 17)),))
-    assert meta.loads == [order]
+    # Bound to this prompt: the holder compares it with what the ticket's blocks were computed from.
+    binding = bytes.fromhex(decode.kv_transfer_params["kvferry"]["digest"])
+    order = LoadOrder("d", "ticket-1", (GroupBlocks(tuple(range(7)), (11, 12, 13, 14, 15, 16, 17)),), binding)
+    assert meta.loads == [order] and len(binding) == 32
     assert rig.side.build_connector_meta().loads == []
     # After the load (or its failure, or a preemption) vLLM asks again.
     assert rig.side.get_num_new_matched_tokens(decode, 0) == (0, False)

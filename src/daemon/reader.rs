@@ -31,6 +31,7 @@ pub(crate) struct Reading {
     ticket: String,
     sealed: Sealed,
     wanted: Vec<v1::WantedBlocks>,
+    binding: Vec<u8>,
     rank: Rank,
     fingerprint: Fingerprint,
     region: Arc<Region>,
@@ -105,6 +106,7 @@ impl Hub {
             local: sealed.open(&self.ticket_key).is_ok(),
             sealed,
             wanted: redeem.groups,
+            binding: redeem.binding,
             rank,
             fingerprint,
             region,
@@ -165,6 +167,7 @@ impl Hub {
             fingerprint: reading.fingerprint.0.to_vec(),
             layout: Some(wire::sent_layout(&reading.layout)),
             groups: reading.wanted.clone(),
+            binding: reading.binding.clone(),
             deadline_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
         };
         if let Some(reading) = self.reading.get_mut(&work) {
@@ -176,8 +179,17 @@ impl Hub {
     fn ask_ourselves(&mut self, work: WorkId) {
         let Some(reading) = self.reading.get(&work) else { return };
         let (sealed, layout, wanted) = (reading.sealed.clone(), Arc::clone(&reading.layout), reading.wanted.clone());
+        let binding = reading.binding.clone();
         let (rank, fingerprint) = (reading.rank, reading.fingerprint);
-        match self.confirm(&Ask { sealed: &sealed, rank, fingerprint, layout: &layout, wanted: &wanted, work }) {
+        match self.confirm(&Ask {
+            sealed: &sealed,
+            rank,
+            fingerprint,
+            layout: &layout,
+            wanted: &wanted,
+            binding: &binding,
+            work,
+        }) {
             Ok(confirmed) => {
                 let Some(reading) = self.reading.get_mut(&work) else { return };
                 let bytes = confirmed.plan.bytes();

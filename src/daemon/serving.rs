@@ -19,6 +19,8 @@ use super::hub::{COPY_ENDPOINT, Hub};
 use super::wire;
 use crate::random;
 
+/// Bytes of a lease's binding.
+const BINDING_LENGTH_MAX: usize = 64;
 /// Streams that one endpoint may have.
 const STREAMS_MAX: u32 = 16;
 /// How long the keys of an endpoint wait for their connections.
@@ -49,6 +51,8 @@ pub(super) struct Ask<'a> {
     pub(super) fingerprint: Fingerprint,
     pub(super) layout: &'a Layout,
     pub(super) wanted: &'a [v1::WantedBlocks],
+    /// What the reader's prompt is, in its engine's words.
+    pub(super) binding: &'a [u8],
     /// The work that pins the blocks until it completes.
     pub(super) work: WorkId,
 }
@@ -80,12 +84,16 @@ impl Hub {
         if let Some(block) = blocks.iter().flatten().find(|block| block.0 >= worker.layout.block_count()) {
             return Err(format!("block {block} is not among the layout's {}", worker.layout.block_count()));
         }
+        if grant.binding.len() > BINDING_LENGTH_MAX {
+            return Err(format!("a binding has at most {BINDING_LENGTH_MAX} bytes, not {}", grant.binding.len()));
+        }
         let spec = LeaseSpec {
             epoch: engine.epoch,
             request_id: grant.request_id,
             blocks,
             rank_count: engine.rank_count,
             duration: Duration::from_millis(grant.lease_ms),
+            binding: grant.binding,
         };
         let (engine_epoch, fingerprint) = (engine.epoch, worker.fingerprint);
         let now = self.clock.now();
@@ -171,6 +179,7 @@ impl Hub {
             fingerprint,
             layout: &layout,
             wanted: &request.groups,
+            binding: &request.binding,
             work,
         })?;
         let now = self.clock.now();
@@ -210,6 +219,9 @@ impl Hub {
         if ticket.fingerprint != ask.fingerprint || worker.fingerprint != ask.fingerprint {
             let message = format!("the engines differ: holder {}, reader {}", worker.fingerprint, ask.fingerprint);
             return Err((Refusal::Fingerprint, message));
+        }
+        if !self.leases.is_bound_to(ticket.lease, ask.binding) {
+            return Err((Refusal::Ticket, "the ticket is for another prompt".to_owned()));
         }
         let Worker { region, layout, .. } = worker;
         let (region, layout) = (Arc::clone(region), Arc::clone(layout));

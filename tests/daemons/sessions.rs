@@ -195,7 +195,7 @@ fn one_rank_is_attached_once() {
     assert!(matches!(attached, Some(from_daemon::Body::Attached(_))));
     let mut scheduler = Session::greeted(&daemon.socket(), Role::Scheduler);
     let blocks = vec![v1::BlockList { blocks: vec![1] }];
-    let grant = v1::Grant { request_id: "r".to_owned(), groups: blocks, lease_ms: 1000 };
+    let grant = v1::Grant { request_id: "r".to_owned(), groups: blocks, lease_ms: 1000, ..Default::default() };
     let said = scheduler.refusal(to_daemon::Body::Grant(grant), &[]);
     assert!(said.contains("not attached all its workers"), "{said}");
     drop((first, scheduler));

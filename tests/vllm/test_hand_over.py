@@ -125,6 +125,17 @@ def test_forged_tickets_move_nothing(pair: Pair) -> None:
     assert pair.d.status().delivered_total == delivered
 
 
+def test_a_ticket_for_another_prompt_moves_nothing(pair: Pair) -> None:
+    prompt = random_prompt(9, 300)
+    expected = pair.compute(pair.decode, prompt)
+    params = pair.offer(prompt)
+    other = pair.offer(random_prompt(7, 300))
+    delivered = pair.d.status().delivered_total
+    params["kvferry"]["ticket"] = other["kvferry"]["ticket"]
+    assert pair.redeem(prompt, params).token_ids == expected
+    assert pair.d.status().delivered_total == delivered
+
+
 def test_parameters_that_make_no_sense_are_computed(pair: Pair) -> None:
     prompt = random_prompt(8, 300)
     expected = pair.compute(pair.decode, prompt)

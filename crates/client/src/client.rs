@@ -93,14 +93,29 @@ impl Client {
         self.shared.wake();
     }
 
-    /// Leases blocks (a list for each cache group) for `lease_ms`.
+    /// Leases blocks (a list for each cache group) for `lease_ms`, bound to nothing.
+    ///
+    /// # Errors
+    /// As [`Self::grant_bound`].
+    pub fn grant(&self, request_id: &str, groups: &[Vec<u32>], lease_ms: u64) -> Result<Granted, ClientError> {
+        self.grant_bound(request_id, groups, lease_ms, &[])
+    }
+
+    /// Leases blocks (a list for each cache group) for `lease_ms`, to be redeemed only by who names the same
+    /// `binding`: what the blocks were computed from, at most 64 bytes.
     ///
     /// # Errors
     /// [`ClientError`]; nothing is leased then.
-    pub fn grant(&self, request_id: &str, groups: &[Vec<u32>], lease_ms: u64) -> Result<Granted, ClientError> {
+    pub fn grant_bound(
+        &self,
+        request_id: &str,
+        groups: &[Vec<u32>],
+        lease_ms: u64,
+        binding: &[u8],
+    ) -> Result<Granted, ClientError> {
         let daemon_epoch = self.daemon_epoch();
         let groups = groups.iter().map(|blocks| v1::BlockList { blocks: blocks.clone() }).collect();
-        let grant = v1::Grant { request_id: request_id.to_owned(), groups, lease_ms };
+        let grant = v1::Grant { request_id: request_id.to_owned(), groups, lease_ms, binding: binding.to_vec() };
         match (self.call(to_daemon::Body::Grant(grant))?, daemon_epoch) {
             (from_daemon::Body::Granted(granted), Some(daemon_epoch)) => Ok(Granted {
                 lease_id: granted.lease_id,
@@ -114,8 +129,21 @@ impl Client {
         }
     }
 
-    /// Asks for the blocks of a ticket. [`Event::TransferDone`] with the returned key follows, exactly once.
+    /// Asks for the blocks of a ticket that is bound to nothing, as [`Self::redeem_bound`] does.
     pub fn redeem(&self, request_id: &str, ticket: &str, groups: &[WantedBlocks], deadline_ms: u64) -> u64 {
+        self.redeem_bound(request_id, ticket, groups, deadline_ms, &[])
+    }
+
+    /// Asks for the blocks of a ticket. [`Event::TransferDone`] with the returned key follows, exactly once. The
+    /// ticket must have been granted with the same `binding`, which the caller takes from its own prompt.
+    pub fn redeem_bound(
+        &self,
+        request_id: &str,
+        ticket: &str,
+        groups: &[WantedBlocks],
+        deadline_ms: u64,
+        binding: &[u8],
+    ) -> u64 {
         let key = self.id();
         let wanted = |g: &WantedBlocks| v1::WantedBlocks { positions: g.positions.clone(), targets: g.targets.clone() };
         let redeem = v1::Redeem {
@@ -124,6 +152,7 @@ impl Client {
             ticket: ticket.to_owned(),
             groups: groups.iter().map(wanted).collect(),
             deadline_ms,
+            binding: binding.to_vec(),
         };
         let mut state = self.shared.state();
         state.redeems.insert(key, request_id.to_owned());

@@ -19,6 +19,8 @@ class LoadOrder:
     request_id: str
     ticket: str
     groups: tuple[GroupBlocks, ...]
+    # Names this engine's prompt to the holder, which lets only the right one read.
+    binding: bytes = b""
 
 
 @dataclass

@@ -149,7 +149,7 @@ class SchedulerSide:
             self._complaints.warn("embeddings", "kvferry: %s has no token ids; D computes it", request_id)
             return False, None
         try:
-            granted = self._client.grant(request_id, blocks, self._settings.lease_ms)
+            granted = self._client.grant(request_id, blocks, self._settings.lease_ms, bytes.fromhex(digest))
         except RefusedError as error:
             self._complaints.warn("refused", "kvferry: the daemon refused to keep %s for D: %s", request_id, error)
             return False, None
@@ -251,7 +251,8 @@ class SchedulerSide:
                     raise LookupError(f"block {position} of group {group.group_id} is shared with other requests")
             targets = tuple(listed[position].block_id for position in positions)
             groups.append(GroupBlocks(tuple(positions), targets))
-        return LoadOrder(request_id, candidate.offer.ticket, tuple(groups))
+        # Our own prompt's digest: the holder compares it with what the ticket's blocks were computed from.
+        return LoadOrder(request_id, candidate.offer.ticket, tuple(groups), bytes.fromhex(candidate.offer.digest))
 
     def _stop_loading(self, request_id: str) -> None:
         """The request ended while its load is out; the report still has to come."""

@@ -93,7 +93,7 @@ class WorkerSide:
             return
         deadline_ms = self._settings.transfer_deadline_ms
         try:
-            key = self._client.redeem(request_id, order.ticket, order.groups, deadline_ms)
+            key = self._client.redeem(request_id, order.ticket, order.groups, deadline_ms, order.binding)
         except Exception as error:
             self._complaints.warn("redeem", "kvferry: %s is computed here, failed to ask for it: %r", request_id, error)
             self._fail(request_id)

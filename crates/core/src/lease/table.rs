@@ -41,6 +41,8 @@ pub struct LeaseSpec {
     pub rank_count: u32,
     /// How long the promise holds.
     pub duration: Duration,
+    /// What the blocks were computed from, in the engine's words; a reader must know the same.
+    pub binding: Vec<u8>,
 }
 
 /// A fresh lease.
@@ -168,6 +170,7 @@ struct Lease {
     epoch: Epoch,
     request_id: String,
     blocks: Arc<Vec<Vec<BlockIndex>>>,
+    binding: Vec<u8>,
     deadline: Time,
     gate: LeaseGate,
     rank_count: u32,
@@ -220,6 +223,12 @@ impl LeaseTable {
         self.reads.len()
     }
 
+    /// Whether a lease is of blocks that were computed from this. A lease that has ended is of nothing.
+    #[must_use]
+    pub fn is_bound_to(&self, id: LeaseId, binding: &[u8]) -> bool {
+        self.leases.get(&id).is_some_and(|lease| lease.binding == binding)
+    }
+
     /// The leases, for people: number, request, blocks, deadline and reads in flight.
     pub fn iter(&self) -> impl Iterator<Item = (LeaseId, &str, usize, Time, usize)> {
         self.leases.iter().map(|(id, lease)| {
@@ -257,6 +266,7 @@ impl LeaseTable {
                 epoch: spec.epoch,
                 request_id: spec.request_id,
                 blocks: Arc::new(spec.blocks),
+                binding: spec.binding,
                 deadline,
                 gate: LeaseGate::new(deadline),
                 rank_count: spec.rank_count,

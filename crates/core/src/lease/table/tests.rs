@@ -15,6 +15,7 @@ fn spec(rank_count: u32) -> LeaseSpec {
         blocks: vec![vec![BlockIndex(1), BlockIndex(2)]],
         rank_count,
         duration: Duration::from_secs(1),
+        binding: b"prompt".to_vec(),
     }
 }
 
