@@ -7,6 +7,7 @@ mod daemon;
 mod models;
 mod random;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -32,7 +33,12 @@ enum Command {
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("KVFERRY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let mut log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if !std::io::stderr().is_terminal() {
+        // Colours are for people; NO_COLOR turns them off for those as well.
+        log = log.with_ansi(false);
+    }
+    log.init();
     let result = match Cli::parse().command {
         Command::CheckConfig(command) => command.run(),
         Command::Checksum(command) => command.run(),

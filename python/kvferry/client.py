@@ -161,7 +161,7 @@ class Client(Protocol):
 class SchedulerClient(Client, Protocol):
     """The scheduler process's connection."""
 
-    def grant(self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int, binding: bytes = b"") -> Granted:
+    def grant(self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int, binding: bytes) -> Granted:
         """Leases blocks to whoever shows the ticket. Waits at most the reply timeout.
 
         ``groups`` holds the request's block ids in each transferred group, in order; 0 is the null block. The ticket
@@ -182,7 +182,7 @@ class WorkerClient(Client, Protocol):
         ...
 
     def redeem(
-        self, request_id: str, ticket: str, groups: Sequence[GroupBlocks], deadline_ms: int, binding: bytes = b""
+        self, request_id: str, ticket: str, groups: Sequence[GroupBlocks], deadline_ms: int, binding: bytes
     ) -> int:
         """Asks for a ticket's blocks and returns the key of the ``TransferDone`` that will follow."""
         ...

@@ -56,7 +56,7 @@ class _NativeClient:
     def close(self) -> None:
         self._client.close()
 
-    def grant(self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int, binding: bytes = b"") -> Granted:
+    def grant(self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int, binding: bytes) -> Granted:
         return Granted(*self._client.grant(request_id, groups, lease_ms, binding))
 
     def relinquish(self, ticket: str) -> None:
@@ -91,7 +91,7 @@ class _NativeClient:
         )
 
     def redeem(
-        self, request_id: str, ticket: str, groups: Sequence[GroupBlocks], deadline_ms: int, binding: bytes = b""
+        self, request_id: str, ticket: str, groups: Sequence[GroupBlocks], deadline_ms: int, binding: bytes
     ) -> int:
         wanted = [(group.positions, group.targets) for group in groups]
         return int(self._client.redeem(request_id, ticket, wanted, deadline_ms, binding))

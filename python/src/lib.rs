@@ -100,7 +100,7 @@ mod native {
             binding: &[u8],
         ) -> PyResult<(u64, u64, String, String, u16, u64)> {
             let client = self.open_client()?;
-            match py.detach(move || client.grant_bound(request_id, &groups, lease_ms, binding)) {
+            match py.detach(move || client.grant(request_id, &groups, lease_ms, binding)) {
                 Ok(granted) => Ok((
                     granted.lease_id,
                     granted.daemon_epoch,
@@ -134,7 +134,7 @@ mod native {
             let client = self.open_client()?;
             let groups: Vec<_> =
                 groups.into_iter().map(|(positions, targets)| WantedBlocks { positions, targets }).collect();
-            Ok(py.detach(|| client.redeem_bound(request_id, ticket, &groups, deadline_ms, binding)))
+            Ok(py.detach(|| client.redeem(request_id, ticket, &groups, deadline_ms, binding)))
         }
 
         fn abort(&self, py: Python<'_>, key: u64) -> PyResult<()> {

@@ -39,7 +39,7 @@ class FakeClient:
         self._raise("attach")
         self.attached.append(spec)
 
-    def grant(self, request_id, groups, lease_ms, binding=b""):
+    def grant(self, request_id, groups, lease_ms, binding):
         self._raise("grant")
         if not self.connected:
             raise UnavailableError("no daemon")
@@ -51,7 +51,7 @@ class FakeClient:
         self._raise("relinquish")
         self.relinquished.append(ticket)
 
-    def redeem(self, request_id, ticket, groups, deadline_ms, binding=b""):
+    def redeem(self, request_id, ticket, groups, deadline_ms, binding):
         self._raise("redeem")
         key = len(self.redeemed) + 100
         self.redeemed[key] = (request_id, ticket, groups, deadline_ms)

@@ -78,7 +78,7 @@ class _Loopback:
     def close(self):
         pass
 
-    def grant(self, request_id, groups, lease_ms, binding=b""):
+    def grant(self, request_id, groups, lease_ms, binding):
         if not self.daemon.connected:
             raise RefusedError("not connected")
         self.daemon.keys += 1
@@ -96,7 +96,7 @@ class _Loopback:
         self.daemon.spec = spec
         self.daemon.memory = mmap.mmap(spec.region_fd, spec.layout.region_bytes)
 
-    def redeem(self, request_id, ticket, groups, deadline_ms, binding=b""):
+    def redeem(self, request_id, ticket, groups, deadline_ms, binding):
         self.daemon.keys += 1
         key = self.daemon.keys
         self.daemon.waiting[key] = (request_id, ticket, groups)

@@ -62,7 +62,7 @@ def start(binary, config):
 def main(binary, config, socket):
     scheduler = native.start_scheduler(socket, "P", 2000)
     try:
-        scheduler.grant("early", [[1]], 5000)
+        scheduler.grant("early", [[1]], 5000, b"")
     except UnavailableError:
         print("unavailable")
     daemon = start(binary, config)
@@ -75,7 +75,7 @@ def main(binary, config, socket):
     wait(reader_scheduler, Connected)
     try:
         for _ in range(100):
-            reader_scheduler.grant("half", [[1]], 5000)
+            reader_scheduler.grant("half", [[1]], 5000, b"")
     except RefusedError:
         print("refused")
     readers.append(Rank(socket, "D", 1, 2))
@@ -85,10 +85,10 @@ def main(binary, config, socket):
     for number, holder in enumerate(holders):
         holder.memory[holder.block(5)] = bytes([number + 1]) * BLOCK_BYTES
         holder.memory[holder.block(3)] = bytes([number + 11]) * BLOCK_BYTES
-    granted = scheduler.grant("r", [[3, 9, 5]], 5000)
+    granted = scheduler.grant("r", [[3, 9, 5]], 5000, b"")
     assert 0 < granted.lease_ms <= 5000
     wanted = [GroupBlocks((0, 2), (7, 8))]
-    keys = [reader.client.redeem("d", granted.ticket, wanted, 5000) for reader in readers]
+    keys = [reader.client.redeem("d", granted.ticket, wanted, 5000, b"") for reader in readers]
     for number, (reader, key) in enumerate(zip(readers, keys, strict=True)):
         done = wait(reader.client, TransferDone, key=key)
         assert (done.failure, done.request_id, done.bytes) == (None, "d", 2 * BLOCK_BYTES), done
@@ -99,32 +99,32 @@ def main(binary, config, socket):
     assert (ended.request_id, ended.daemon_epoch) == ("r", granted.daemon_epoch)
     print("ended", ended.reason)
 
-    again = readers[0].client.redeem("e", granted.ticket, wanted, 5000)
+    again = readers[0].client.redeem("e", granted.ticket, wanted, 5000, b"")
     assert wait(readers[0].client, TransferDone, key=again).failure
-    forged = readers[0].client.redeem("f", "forged", wanted, 5000)
+    forged = readers[0].client.redeem("f", "forged", wanted, 5000, b"")
     assert wait(readers[0].client, TransferDone, key=forged).failure
     print("forged")
 
-    given_back = scheduler.grant("s", [[4]], 60000)
+    given_back = scheduler.grant("s", [[4]], 60000, b"")
     reader_scheduler.relinquish(given_back.ticket)
     assert wait(scheduler, LeaseEnded, lease_id=given_back.lease_id).reason == "relinquished"
-    short = scheduler.grant("t", [[4]], 1000)
+    short = scheduler.grant("t", [[4]], 1000, b"")
     assert wait(scheduler, LeaseEnded, lease_id=short.lease_id).reason == "expired"
     print("expired")
 
     daemon.send_signal(signal.SIGKILL)
     daemon.wait()
     wait(scheduler, Disconnected)
-    gone = readers[0].client.redeem("g", granted.ticket, wanted, 5000)
+    gone = readers[0].client.redeem("g", granted.ticket, wanted, 5000, b"")
     assert wait(readers[0].client, TransferDone, key=gone).failure == DAEMON_GONE
     daemon = start(binary, config)
     assert wait(scheduler, Connected).daemon_epoch != granted.daemon_epoch
     for rank in holders + readers:
         wait(rank.client, Connected)
-    new = scheduler.grant("u", [[3]], 5000)
-    old = readers[0].client.redeem("v", granted.ticket, wanted, 5000)
+    new = scheduler.grant("u", [[3]], 5000, b"")
+    old = readers[0].client.redeem("v", granted.ticket, wanted, 5000, b"")
     assert wait(readers[0].client, TransferDone, key=old).failure
-    key = readers[1].client.redeem("w", new.ticket, [GroupBlocks((0,), (2,))], 5000)
+    key = readers[1].client.redeem("w", new.ticket, [GroupBlocks((0,), (2,))], 5000, b"")
     assert wait(readers[1].client, TransferDone, key=key).failure is None
     assert readers[1].memory[readers[1].block(2)] == bytes([12]) * BLOCK_BYTES
     print("restarted")

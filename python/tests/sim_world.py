@@ -86,7 +86,7 @@ class Client:
         events, self.events = self.events[:count], self.events[count:]
         return events
 
-    def grant(self, request_id, groups, lease_ms, binding=b""):
+    def grant(self, request_id, groups, lease_ms, binding):
         world = self.world
         if not self.node.up:
             raise UnavailableError("no daemon")
@@ -112,7 +112,7 @@ class Client:
         if self.node.up and lease is not None and lease.client.node.up:
             self.world.end(lease, "relinquished")
 
-    def redeem(self, request_id, ticket, groups, deadline_ms, binding=b""):
+    def redeem(self, request_id, ticket, groups, deadline_ms, binding):
         key = self.world.number()
         transfer = Transfer(self, key, request_id, ticket, groups)
         self.world.transfers.append(transfer)

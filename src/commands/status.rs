@@ -42,11 +42,12 @@ fn print(status: &Status) {
     println!("\nengines ({})", status.engines.len());
     for engine in &status.engines {
         println!(
-            "  {}  epoch {}  {} of {} ranks",
+            "  {}  epoch {}  {} of {} ranks  scheduler {}",
             engine.engine,
             engine.epoch,
             engine.workers.len(),
-            engine.rank_count
+            engine.rank_count,
+            if engine.scheduler { "connected" } else { "away" }
         );
         for worker in &engine.workers {
             println!(

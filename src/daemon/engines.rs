@@ -78,6 +78,11 @@ impl Engines {
         self.sessions.iter().filter(|(_, open)| of_engine(open)).map(|(session, _)| *session).collect()
     }
 
+    /// Whether the engine's scheduler is connected.
+    pub(crate) fn has_scheduler(&self, engine_id: &str) -> bool {
+        self.sessions.values().any(|open| open.role == Role::Scheduler && open.engine_id == engine_id)
+    }
+
     /// Sends to one session; one that does not read what it asked for loses its connection.
     pub(crate) fn tell(&mut self, session: SessionId, message: FromDaemon) {
         if let Some(open) = self.sessions.get(&session)

@@ -26,6 +26,8 @@ pub(crate) struct EngineStatus {
     pub(crate) engine: String,
     pub(crate) epoch: u64,
     pub(crate) rank_count: u32,
+    /// Its scheduler is connected: with all its workers it can grant.
+    pub(crate) scheduler: bool,
     pub(crate) workers: Vec<WorkerStatus>,
 }
 
@@ -113,6 +115,7 @@ impl Hub {
             engine: name.clone(),
             epoch: engine.epoch.0,
             rank_count: engine.rank_count,
+            scheduler: self.engines.has_scheduler(name),
             workers: engine
                 .workers
                 .iter()

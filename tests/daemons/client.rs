@@ -79,9 +79,9 @@ impl Conversation {
 fn calls_fail_at_once_while_nobody_listens() {
     let client = client(PathBuf::from("/nonexistent/kvferry.sock"), "E0", Role::Worker);
     let since = Instant::now();
-    assert!(matches!(client.grant("r", &[vec![1]], 1000), Err(ClientError::NotConnected(_))));
+    assert!(matches!(client.grant("r", &[vec![1]], 1000, &[]), Err(ClientError::NotConnected(_))));
     assert!(matches!(client.status(), Err(ClientError::NotConnected(_))));
-    let key = client.redeem("r", "ticket", &[], 1000);
+    let key = client.redeem("r", "ticket", &[], 1000, &[]);
     client.abort(key);
     client.relinquish("ticket");
     let events = client.poll();
@@ -97,7 +97,7 @@ fn a_grant_that_comes_too_late_is_given_back() {
     let client = daemon.client(Role::Scheduler, Duration::from_millis(100));
     let mut conversation = daemon.welcome(1);
     assert!(client.wait_connected(PATIENCE));
-    let timed_out = client.grant("r", &[vec![1]], 60_000);
+    let timed_out = client.grant("r", &[vec![1]], 60_000, &[]);
     assert!(matches!(timed_out, Err(ClientError::Timeout(_))), "{timed_out:?}");
     let grant = conversation.read().expect("the grant");
     let ticket = "late".to_owned();
@@ -133,7 +133,7 @@ fn a_lost_connection_is_made_again_with_the_region() {
         conversation.answer(attach.id, from_daemon::Body::Attached(v1::Attached { epoch: life }));
         wait(|| "the next life".to_owned(), || client.daemon_epoch().filter(|epoch| *epoch == life));
         // What waits for an outcome when the connection breaks has one.
-        let key = client.redeem("r", "ticket", &[], 60_000);
+        let key = client.redeem("r", "ticket", &[], 60_000, &[]);
         let redeem = conversation.read().expect("the redeem");
         assert!(matches!(redeem.body, Some(to_daemon::Body::Redeem(redeem)) if redeem.key == key));
         drop(conversation);

@@ -132,3 +132,21 @@ fn a_decode_engine_killed_in_the_middle_is_let_go() {
     }
     assert!(fastest < LET_GO_MAX, "{fastest:?}");
 }
+
+#[test]
+fn status_says_whether_an_engine_s_scheduler_is_there() {
+    let daemon = Daemon::start();
+    let StandInEngine { scheduler, worker, .. } = StandInEngine::attach(&daemon, "P0");
+    let is = |connected: bool| {
+        daemon.wait_for("the scheduler's coming or going", |status| {
+            let engine = &status["engines"][0];
+            engine["scheduler"] == connected && engine["workers"][0]["rank"] == 0
+        })
+    };
+    is(true);
+    drop(scheduler);
+    is(false);
+    let _scheduler = crate::support::engine::client(daemon.socket(), "P0", kvferry_client::Role::Scheduler);
+    is(true);
+    drop(worker);
+}

@@ -37,7 +37,7 @@ fn wanted_blocks_that_do_not_fit_are_refused() {
         for (number, groups) in wrong.iter().enumerate() {
             // The third is vLLM's null block: it holds nothing.
             let granted = prefill.grant("r1", &[1, 2, 0], 10_000);
-            let key = decode.worker.redeem("r1", &granted.ticket, groups, 10_000);
+            let key = decode.worker.redeem("r1", &granted.ticket, groups, 10_000, &[]);
             assert_eq!(decode.outcome(key).as_deref(), Some("request"), "request {number}");
             // Its one reader will not come again, or has said so.
             let ended = prefill.lease_end(granted.lease_id);
@@ -56,9 +56,9 @@ fn a_request_longer_than_a_frame_costs_only_itself() {
     let mut prefill = StandInEngine::attach(&daemon, "P0");
     let granted = prefill.grant("r1", &[1, 2], 10_000);
     let many = vec![u32::MAX; 4 << 20];
-    let refused = prefill.scheduler.grant("r2", std::slice::from_ref(&many), 10_000);
+    let refused = prefill.scheduler.grant("r2", std::slice::from_ref(&many), 10_000, &[]);
     assert!(matches!(&refused, Err(ClientError::Refused(said)) if said.contains("longer")), "{refused:?}");
-    let key = prefill.worker.redeem("r3", &granted.ticket, &[wanted(&many, &many)], 10_000);
+    let key = prefill.worker.redeem("r3", &granted.ticket, &[wanted(&many, &many)], 10_000, &[]);
     assert_eq!(prefill.outcome(key).as_deref(), Some("request"));
     assert_eq!(count(&daemon.status(), "/leases"), 1, "the engine's lease lives on");
 }
@@ -67,11 +67,15 @@ fn a_request_longer_than_a_frame_costs_only_itself() {
 fn leases_that_do_not_fit_are_refused() {
     let daemon = Daemon::limited("leases_max = 2\nlease_ms_max = 5000\nlease_blocks_max = 8");
     let mut engine = StandInEngine::attach(&daemon, "P0");
-    let refusal =
-        |engine: &StandInEngine, groups: &[Vec<u32>], lease_ms| match engine.scheduler.grant("r", groups, lease_ms) {
-            Err(ClientError::Refused(said)) => said,
-            other => panic!("not refused: {other:?}"),
-        };
+    let refusal = |engine: &StandInEngine, groups: &[Vec<u32>], lease_ms| match engine.scheduler.grant(
+        "r",
+        groups,
+        lease_ms,
+        &[],
+    ) {
+        Err(ClientError::Refused(said)) => said,
+        other => panic!("not refused: {other:?}"),
+    };
     assert!(refusal(&engine, &[vec![64]], 1000).contains("not among the layout's 64"));
     assert!(refusal(&engine, &[vec![1], vec![1]], 1000).contains("2 groups"));
     assert!(refusal(&engine, &[vec![]], 1000).contains("at least one block"));

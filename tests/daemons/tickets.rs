@@ -175,14 +175,14 @@ fn a_ticket_for_another_prompt_moves_nothing() {
     let prefill = StandInEngine::attach(&p, "P0");
     for daemon in [&d, &p] {
         let mut decode = StandInEngine::attach(daemon, "D0");
-        let granted = prefill.scheduler.grant_bound("r1", &[vec![1]], 10_000, b"one prompt").expect("grant");
+        let granted = prefill.scheduler.grant("r1", &[vec![1]], 10_000, b"one prompt").expect("grant");
         let wanted = [kvferry_client::WantedBlocks { positions: vec![0], targets: vec![2] }];
         for other in [&b"another prompt"[..], b""] {
-            let key = decode.worker.redeem_bound("r1", &granted.ticket, &wanted, 10_000, other);
+            let key = decode.worker.redeem("r1", &granted.ticket, &wanted, 10_000, other);
             assert_eq!(decode.outcome(key).as_deref(), Some("ticket"));
         }
         // Neither has used it up.
-        let key = decode.worker.redeem_bound("r1", &granted.ticket, &wanted, 10_000, b"one prompt");
+        let key = decode.worker.redeem("r1", &granted.ticket, &wanted, 10_000, b"one prompt");
         assert_eq!(decode.outcome(key), None);
     }
 }

@@ -22,7 +22,7 @@ START_S_MAX = 20.0
 ASK_S_MAX = 10.0
 POLL_S = 0.02
 # The daemon's whole environment. Its log's level may be given from outside.
-LOGGING = {"KVFERRY_LOG": os.environ.get("KVFERRY_LOG", "info"), "NO_COLOR": "1", "RUST_BACKTRACE": "1"}
+LOGGING = {"KVFERRY_LOG": os.environ.get("KVFERRY_LOG", "info"), "RUST_BACKTRACE": "1"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Transfer:
 class Status:
     """The part of `kvferry status --json` that is looked at."""
 
+    # Those that can hand over: a worker is attached and the scheduler connected.
     engines: list[str]
     region_count: int
     lease_count: int
@@ -61,7 +62,7 @@ class Status:
     def parse(cls, document: dict[str, Any]) -> Status:
         transfers = document["transfers"]
         return cls(
-            engines=[engine["engine"] for engine in document["engines"]],
+            engines=[engine["engine"] for engine in document["engines"] if engine["scheduler"]],
             region_count=document["regions"]["count"],
             lease_count=len(document["leases"]),
             reading_count=len(transfers["reading"]),

@@ -45,8 +45,6 @@ SLOW_BYTES_PER_SECOND = 4 << 20
 # How long D's daemon may take to notice that P's is gone, and D0 to compute the prompt (1 to 2 s on a core of its own).
 NOTICE_S_MAX = 5.0
 RECOVERY_S_MAX = 60.0
-# An engine looks for its daemon once a second.
-RECONNECT_S_MAX = 15.0
 TIME_TO_FIRST_TOKEN = "vllm:time_to_first_token_seconds_sum"
 
 
@@ -160,7 +158,7 @@ class Demo:
         say(f"P's daemon starts again, held to {mebibytes(SLOW_BYTES_PER_SECOND)}/s so that a transfer can be caught.")
         self._p.end()
         self._p.start(bytes_per_second_max=SLOW_BYTES_PER_SECOND)
-        self._wait_handing_over()
+        self._p.wait_attached("P0")
         failed_before = self._d.status().failed_total
         request = Request(self._front, logbook.prompt(ship, line_count))
         request.start()
@@ -199,7 +197,7 @@ class Demo:
 
     def _show_return(self) -> None:
         self._p.start()
-        self._wait_handing_over()
+        self._p.wait_attached("P0")
         handed = Timed(self._decode, self._front, logbook.prompt("Beaver", PROMPTS[-1][1]))
         transfer = self._last_transfer()
         works = self._verdict.expect(
@@ -223,16 +221,6 @@ class Demo:
         self._verdict.expect(is_idle, "an engine still holds blocks of finished requests")
         say("")
         say(f"no lease, no transfer left; engines hold {'no block' if is_idle else 'BLOCKS'} for finished requests")
-
-    def _wait_handing_over(self) -> None:
-        """Waits until P0 has found its daemon again, which it does by itself: until a short prompt is handed over."""
-        self._p.wait_attached("P0")
-        delivered = self._d.status().delivered_total
-        deadline = time.monotonic() + RECONNECT_S_MAX
-        while self._d.status().delivered_total == delivered:
-            if time.monotonic() > deadline:
-                raise StageError(f"no hand-over within {RECONNECT_S_MAX:.0f} s after P's daemon was started again")
-            self._front.complete(logbook.prompt(f"Tern {time.monotonic_ns()}", 3), 1)
 
     def _last_transfer(self) -> Transfer:
         finished = self._d.status().finished

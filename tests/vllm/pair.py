@@ -29,7 +29,6 @@ ANSWER_TOKENS = 16
 # Between the first byte and the last of a long transfer at the slow rate.
 MIDDLE_S = 1.0
 POLL_S = 0.05
-RECONNECT_S_MAX = 15.0
 
 
 class Pair:
@@ -53,18 +52,6 @@ class Pair:
         for engine, daemon in ((self.prefill, self.p), (self.decode, self.d)):
             engine.wait_ready()
             daemon.wait_attached(engine.name)
-        self._wait_handing_over()
-
-    def _wait_handing_over(self) -> None:
-        """Waits until a hand-over works: an engine's scheduler finds its daemon by itself, unseen by status."""
-        deadline = time.monotonic() + RECONNECT_S_MAX
-        delivered = self.d.status().delivered_total
-        while self.d.status().delivered_total == delivered:
-            if time.monotonic() > deadline:
-                raise StageError(f"no hand-over within {RECONNECT_S_MAX:.0f} s after a restart")
-            prompt = random_prompt(time.monotonic_ns(), 40)
-            answer = self.prefill.server.complete(prompt, 1, kv_transfer_params=PREFILL)
-            self.redeem(prompt, answer.kv_transfer_params or {})
 
     def restore(self) -> None:
         """Starts again what was killed or slowed down."""

@@ -93,20 +93,12 @@ impl Client {
         self.shared.wake();
     }
 
-    /// Leases blocks (a list for each cache group) for `lease_ms`, bound to nothing.
-    ///
-    /// # Errors
-    /// As [`Self::grant_bound`].
-    pub fn grant(&self, request_id: &str, groups: &[Vec<u32>], lease_ms: u64) -> Result<Granted, ClientError> {
-        self.grant_bound(request_id, groups, lease_ms, &[])
-    }
-
     /// Leases blocks (a list for each cache group) for `lease_ms`, to be redeemed only by who names the same
-    /// `binding`: what the blocks were computed from, at most 64 bytes.
+    /// `binding`: what the blocks were computed from, at most 64 bytes. An empty one binds to nothing.
     ///
     /// # Errors
     /// [`ClientError`]; nothing is leased then.
-    pub fn grant_bound(
+    pub fn grant(
         &self,
         request_id: &str,
         groups: &[Vec<u32>],
@@ -129,14 +121,9 @@ impl Client {
         }
     }
 
-    /// Asks for the blocks of a ticket that is bound to nothing, as [`Self::redeem_bound`] does.
-    pub fn redeem(&self, request_id: &str, ticket: &str, groups: &[WantedBlocks], deadline_ms: u64) -> u64 {
-        self.redeem_bound(request_id, ticket, groups, deadline_ms, &[])
-    }
-
     /// Asks for the blocks of a ticket. [`Event::TransferDone`] with the returned key follows, exactly once. The
     /// ticket must have been granted with the same `binding`, which the caller takes from its own prompt.
-    pub fn redeem_bound(
+    pub fn redeem(
         &self,
         request_id: &str,
         ticket: &str,

@@ -77,12 +77,12 @@ impl SyntheticEngine {
     }
 
     pub(super) fn grant(&self, blocks: &[u32]) -> Result<String> {
-        Ok(self.scheduler.grant("demo", &[blocks.to_vec()], 30_000).context("lease blocks")?.ticket)
+        Ok(self.scheduler.grant("demo", &[blocks.to_vec()], 30_000, &[]).context("lease blocks")?.ticket)
     }
 
     pub(super) fn start_redeem(&self, ticket: &str, targets: &[u32]) -> u64 {
         let wanted = WantedBlocks { positions: (0..).take(targets.len()).collect(), targets: targets.to_vec() };
-        self.worker.redeem("demo", ticket, &[wanted], 15_000)
+        self.worker.redeem("demo", ticket, &[wanted], 15_000, &[])
     }
 
     pub(super) async fn redeem(&mut self, ticket: &str, targets: &[u32]) -> Moved {

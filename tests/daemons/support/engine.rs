@@ -178,7 +178,7 @@ impl StandInEngine {
     }
 
     pub(crate) fn grant(&self, request: &str, blocks: &[u32], lease_ms: u64) -> Granted {
-        self.scheduler.grant(request, &[blocks.to_vec()], lease_ms).expect("grant")
+        self.scheduler.grant(request, &[blocks.to_vec()], lease_ms, &[]).expect("grant")
     }
 
     /// Redeems the first blocks of a ticket into `targets`.
@@ -189,7 +189,7 @@ impl StandInEngine {
     pub(crate) fn redeem_within(&self, ticket: &str, targets: &[u32], deadline_ms: u64) -> u64 {
         let positions = (0..).take(targets.len()).collect();
         let wanted = WantedBlocks { positions, targets: targets.to_vec() };
-        self.worker.redeem("request", ticket, &[wanted], deadline_ms)
+        self.worker.redeem("request", ticket, &[wanted], deadline_ms, &[])
     }
 
     /// The outcome of a redeem: `None` when delivered, else why not.

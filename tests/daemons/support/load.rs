@@ -54,7 +54,7 @@ impl Load {
         let (source, target) = (dice.blocks(count, source), dice.blocks(count, target));
         let bytes = source.iter().map(|block| self.prefill.block(*block)).collect();
         self.decode.scribble(&target);
-        let granted = self.prefill.scheduler.grant("load", std::slice::from_ref(&source), lease_ms).ok()?;
+        let granted = self.prefill.scheduler.grant("load", std::slice::from_ref(&source), lease_ms, &[]).ok()?;
         let key = self.decode.redeem(&granted.ticket, &target);
         self.leases.insert(granted.lease_id, source);
         self.open.insert(key, Open { target, ticket: granted.ticket, bytes });
