@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use kvferry_core::WorkId;
 use kvferry_core::transfer::Failure;
-use kvferry_transport::{Dial, EndpointId, Fault};
+use kvferry_transport::{Dial, EndpointId, Fault, Role};
 use tonic::transport::Channel;
 
 use super::command::Opened;
@@ -81,7 +81,7 @@ impl Hub {
                 let Some(link) = self.links.links.get_mut(&address) else { return };
                 link.opened = Some((channel, EndpointId(endpoint)));
                 let deadline = self.clock.now().after(self.config.limits.connect_max);
-                let dial = Dial { endpoint: EndpointId(endpoint), address: data, keys, deadline };
+                let dial = Dial { endpoint: EndpointId(endpoint), role: Role::Reads, address: data, keys, deadline };
                 self.data.send(DataCommand::Connect(dial)).await;
             }
             Err(failure) => {

@@ -280,7 +280,7 @@ impl Hub {
                 regions.push(Arc::clone(region));
                 (Via::Copy, COPY_ENDPOINT)
             }
-            Source::Peer { .. } => (Via::Tcp, reading.endpoint.unwrap_or(COPY_ENDPOINT)),
+            Source::Peer { .. } | Source::Pushed { .. } => (Via::Tcp, reading.endpoint.unwrap_or(COPY_ENDPOINT)),
         };
         let deadline = reading.transfer.deadline();
         let read = ReadWork { id: work, plan, target: Arc::clone(&reading.region), source, deadline };

@@ -10,7 +10,7 @@ use kvferry_core::ticket::{Sealed, Ticket};
 use kvferry_core::{BlockIndex, Fingerprint, LeaseId, Rank, Time, WorkId};
 use kvferry_memory::Region;
 use kvferry_proto::v1::{self, Refusal, from_daemon};
-use kvferry_transport::{Admission, EndpointId, ServeWork, Work};
+use kvferry_transport::{Admission, EndpointId, Role, ServeWork, Start, Work};
 
 use super::command::SessionId;
 use super::data::{DataCommand, Via};
@@ -140,7 +140,9 @@ impl Hub {
         let peer = request.node.chars().filter(|c| !c.is_control()).take(64).collect();
         self.admitted.insert(endpoint, Admitted { peer, up: false });
         let expires = self.clock.now().after(ADMISSION_MAX);
-        self.data.send(DataCommand::Admit(Admission { endpoint, keys: keys.clone(), expires })).await;
+        self.data
+            .send(DataCommand::Admit(Admission { endpoint, role: Role::Serves, keys: keys.clone(), expires }))
+            .await;
         v1::OpenEndpointReply {
             daemon_epoch: self.epoch.0,
             endpoint: endpoint.0,
@@ -197,8 +199,14 @@ impl Hub {
             blocks: confirmed.blocks.iter().map(|group| wire::sent_blocks(&group.source)).collect(),
             plan_digest: confirmed.plan.digest(),
         };
-        let serve =
-            ServeWork { id: work, plan: confirmed.plan, source: confirmed.region, lease: confirmed.gate, deadline };
+        let serve = ServeWork {
+            id: work,
+            plan: confirmed.plan,
+            source: confirmed.region,
+            lease: confirmed.gate,
+            start: Start::Fetched,
+            deadline,
+        };
         self.data.send(DataCommand::Post { via: Via::Tcp, endpoint, work: Work::Serve(serve) }).await;
         Ok(reply)
     }

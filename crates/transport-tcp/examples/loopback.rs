@@ -17,7 +17,9 @@ use kvferry_core::lease::LeaseGate;
 use kvferry_core::plan::{GroupBlocks, Plan};
 use kvferry_core::{BlockIndex, Time, WorkId};
 use kvferry_memory::{Meter, Region};
-use kvferry_transport::{Admission, Dial, EndpointId, Event, ReadWork, ServeWork, Source, Transport, Work};
+use kvferry_transport::{
+    Admission, Dial, EndpointId, Event, ReadWork, Role, ServeWork, Source, Start, Transport, Work,
+};
 use kvferry_transport_tcp::{Counters, Settings, TcpTransport};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -99,7 +101,14 @@ fn serve(
     }
     while let Ok(id) = go.recv() {
         let lease = LeaseGate::new(Time::NEVER);
-        let work = ServeWork { id, plan: Arc::clone(plan), source: Arc::clone(source), lease, deadline: Time::NEVER };
+        let work = ServeWork {
+            id,
+            plan: Arc::clone(plan),
+            source: Arc::clone(source),
+            lease,
+            start: Start::Fetched,
+            deadline: Time::NEVER,
+        };
         let now = driver.now();
         let endpoint = driver.transport.endpoint(ENDPOINT).ok_or("the endpoint is gone")?;
         endpoint.post(now, Work::Serve(work)).map_err(|(fault, _)| fault)?;
@@ -130,8 +139,12 @@ fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32) -> Resul
     let mut reader = Driver { transport: bind()?, start, events: Vec::new() };
     let now = reader.now();
     let address = holder.transport.local_addr()?;
-    holder.transport.admit(now, Admission { endpoint: ENDPOINT, keys: keys.clone(), expires: Time::NEVER })?;
-    reader.transport.connect(now, Dial { endpoint: ENDPOINT, address, keys, deadline: Time::NEVER })?;
+    holder
+        .transport
+        .admit(now, Admission { endpoint: ENDPOINT, role: Role::Serves, keys: keys.clone(), expires: Time::NEVER })?;
+    reader
+        .transport
+        .connect(now, Dial { endpoint: ENDPOINT, role: Role::Reads, address, keys, deadline: Time::NEVER })?;
 
     let (go, go_receiver) = sync_channel(1);
     let (ready, ready_receiver) = sync_channel(1);

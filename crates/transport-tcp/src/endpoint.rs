@@ -1,18 +1,18 @@
 //! One connected path to one peer: its streams, and the side of the transfer that this end is.
 //!
 //! ```text
-//! reader: Dialing -- every stream welcomed --> Up -- any fault --> every work completes, EndpointDown
-//! holder: Joining -- every key was shown ----> Up -- any fault --> every work completes, EndpointDown
+//! dialler:  Dialing -- every stream welcomed --> Up -- any fault --> every work completes, EndpointDown
+//! admitter: Joining -- every key was shown ----> Up -- any fault --> every work completes, EndpointDown
 //! ```
 //!
-//! Who dialled reads, who admitted serves. A fault of one stream ends the whole endpoint: its works are spread over all
+//! Either of them reads and the other serves. A fault of one stream ends the whole endpoint: its works are spread over all
 //! of them.
 
 use std::net::TcpStream;
 use std::time::Duration;
 
 use kvferry_core::{Time, WorkId};
-use kvferry_transport::{Admission, Completion, Dial, Endpoint, EndpointId, Fault, Key, Work};
+use kvferry_transport::{Admission, Completion, Dial, Endpoint, EndpointId, Fault, Key, Role, Work};
 use rustix::event::epoll::EventFlags;
 
 use crate::admission::keys_match;
@@ -54,6 +54,15 @@ enum Side {
     Reader(ReaderSide),
 }
 
+impl Side {
+    fn new(role: Role, stream_count: usize, settings: &Settings) -> Self {
+        match role {
+            Role::Reads => Self::Reader(ReaderSide::new(stream_count, settings)),
+            Role::Serves => Self::Holder(HolderSide::new(stream_count, settings)),
+        }
+    }
+}
+
 /// What a turn of an endpoint came to.
 pub(crate) struct Turned {
     pub(crate) came_up: bool,
@@ -61,7 +70,7 @@ pub(crate) struct Turned {
 }
 
 impl TcpEndpoint {
-    /// The reader's end, with sockets that may not be connected yet.
+    /// The dialler's end, with sockets that may not be connected yet.
     pub(crate) fn dialing(
         dial: &Dial,
         sockets: Vec<TcpStream>,
@@ -76,12 +85,12 @@ impl TcpEndpoint {
             stream.push(&Frame::hello(dial.endpoint, index, key));
             streams.push(stream);
         }
-        let side = Side::Reader(ReaderSide::new(streams.len(), settings.works_max));
+        let side = Side::new(dial.role, streams.len(), settings);
         let phase = Phase::Dialing { deadline: dial.deadline };
         Self { alarm: dial.deadline, ..Self::new(dial.endpoint, generation, phase, streams, side, settings) }
     }
 
-    /// The holder's end, before anybody came.
+    /// The admitter's end, before anybody came.
     pub(crate) fn joining(admission: &Admission, generation: u32, settings: &Settings) -> Self {
         let count = admission.keys.len();
         let phase = Phase::Joining {
@@ -89,7 +98,7 @@ impl TcpEndpoint {
             streams: (0..count).map(|_| None).collect(),
             expires: admission.expires,
         };
-        let side = Side::Holder(HolderSide::new(count, settings));
+        let side = Side::new(admission.role, count, settings);
         Self {
             alarm: admission.expires,
             ..Self::new(admission.endpoint, generation, phase, Vec::new(), side, settings)

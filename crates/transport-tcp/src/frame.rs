@@ -1,17 +1,26 @@
 //! What travels on a data connection: fixed headers, little-endian, each with its own checksum.
 //!
 //! ```text
-//! reader                                   holder
+//! dialler                                  admitter
 //!   Hello + key      --------------------->           first bytes of each stream
 //!                    <---------------------  Welcome
+//!
+//! reader                                   holder, fetched
 //!   Fetch            --------------------->           on each stream that carries a part of the plan
 //!                    <---------------------  Piece + bytes, Piece + bytes, ...
 //!                    <---------------------  Trailer  lease live after the last byte? how many bytes? which plan?
 //!   Cancel           --------------------->           at any time; the Trailer still comes
 //!                    <---------------------  Refuse   instead of everything after Fetch
+//!
+//! reader                                   holder, pushing
+//!                    <---------------------  Offer    on each stream that carries a part of the plan, then at once
+//!                    <---------------------  Piece + bytes, Piece + bytes, ..., Trailer
+//!   Receipt          --------------------->           once: all landed and verified, or why not, at any time
+//!   Refuse           --------------------->           instead: nobody here waits for this; the Trailer still comes
 //! ```
 //!
-//! Every fetched part ends in exactly one Trailer or Refuse, so both ends always know where the next frame starts.
+//! Every fetched part ends in exactly one Trailer or Refuse, every offered one in a Trailer, so both ends always know
+//! where the next frame starts.
 //! Limits: a header is [`HEADER_BYTES`] long; only Hello and Piece have a payload. The receiver checks a length
 //! against what it asked for before it reads on. Failure: [`FrameError`]; the connection is closed, never resynced.
 //!
@@ -30,7 +39,7 @@ pub const HELLO_BYTES: usize = HEADER_BYTES + size_of::<Key>();
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"KVFD";
 /// Raised whenever the bytes or their meaning change.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 const _: () = assert!(size_of::<Header>() == HEADER_BYTES);
 
@@ -38,20 +47,27 @@ const _: () = assert!(size_of::<Header>() == HEADER_BYTES);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(pub u64);
 
-/// How the holder's side of one part ended.
+impl Tag {
+    /// What stands in for the tag where nothing was fetched: in the frames of a push, the holder's work is its name.
+    pub const PUSHED: Self = Self(u64::MAX);
+}
+
+/// How one end's side of a part ended, or of a whole push in its Receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Outcome {
-    /// The lease was live after the last byte had left.
+    /// The lease was live after the last byte had left. In a Receipt: every byte landed and was verified.
     Live = 1,
     /// The lease had ended by then, or earlier.
     LeaseEnded = 2,
-    /// The holder's deadline passed first.
+    /// The sender's deadline passed first.
     Deadline = 3,
-    /// The holder withdrew the work.
+    /// The sender withdrew the work.
     Withdrawn = 4,
-    /// The reader asked to stop.
+    /// The receiver of this asked to stop.
     Stopped = 5,
+    /// Receipt only: bytes did not match their checksum.
+    Corrupt = 6,
 }
 
 /// One frame's header, understood.
@@ -73,7 +89,7 @@ pub enum Frame {
         /// Digest of the plan the reader compiled.
         digest: u64,
     },
-    /// Reader: who this stream is; the key follows.
+    /// Dialler: who this stream is; the key follows.
     Hello {
         /// The endpoint.
         endpoint: EndpointId,
@@ -81,6 +97,13 @@ pub enum Frame {
         stream: u32,
         /// Checksum of the key.
         checksum: u32,
+    },
+    /// Holder: this stream's part of a push follows, unasked.
+    Offer {
+        /// The holder's work.
+        work: WorkId,
+        /// Digest of the plan the holder compiled.
+        digest: u64,
     },
     /// Holder: the next bytes of a part follow.
     Piece {
@@ -92,10 +115,17 @@ pub enum Frame {
         sequence: u32,
         /// Bytes that follow.
         length: u32,
-        /// Checksum of the bytes that follow.
-        checksum: u32,
+        /// Checksum of the bytes that follow; none if the holder was told not to sum them.
+        checksum: Option<u32>,
     },
-    /// Holder: this will not be sent. Ends the part.
+    /// Reader: how a push ended here.
+    Receipt {
+        /// The holder's work.
+        work: WorkId,
+        /// Whether it was delivered.
+        outcome: Outcome,
+    },
+    /// Holder: this will not be sent. Ends the part. Reader: nobody waits for what is offered.
     Refuse {
         /// The work that was asked for.
         work: WorkId,
@@ -115,7 +145,7 @@ pub enum Frame {
         /// Whether they may be used.
         outcome: Outcome,
     },
-    /// Holder: the key was good.
+    /// Admitter: the key was good.
     Welcome,
 }
 
@@ -143,6 +173,11 @@ const PIECE: u8 = 4;
 const REFUSE: u8 = 5;
 const TRAILER: u8 = 6;
 const WELCOME: u8 = 7;
+const OFFER: u8 = 8;
+const RECEIPT: u8 = 9;
+
+/// A flag of a Piece: nobody summed its bytes.
+const UNSUMMED: u8 = 1;
 
 /// The bytes of a header. Fields that a kind does not use are zero.
 #[derive(Clone, Copy, Default, FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned)]
@@ -151,6 +186,7 @@ struct Header {
     magic: [u8; 4],
     version: u8,
     kind: u8,
+    /// An [`Outcome`], or the flags of a Piece.
     outcome: u8,
     reserved: u8,
     work: U64,
@@ -185,12 +221,23 @@ impl Frame {
                 header.length = KEY_BYTES.into();
                 header.payload_checksum = checksum.into();
             }
+            Self::Offer { work, digest } => {
+                header.kind = OFFER;
+                header.name(work, Tag::PUSHED);
+                header.digest = digest.into();
+            }
             Self::Piece { work, tag, sequence, length, checksum } => {
                 header.kind = PIECE;
                 header.name(work, tag);
                 header.sequence = sequence.into();
                 header.length = length.into();
-                header.payload_checksum = checksum.into();
+                header.payload_checksum = checksum.unwrap_or(0).into();
+                header.outcome = if checksum.is_none() { UNSUMMED } else { 0 };
+            }
+            Self::Receipt { work, outcome } => {
+                header.kind = RECEIPT;
+                header.name(work, Tag::PUSHED);
+                header.outcome = outcome as u8;
             }
             Self::Refuse { work, tag } => {
                 header.kind = REFUSE;
@@ -236,13 +283,15 @@ impl Frame {
                 stream: header.sequence.get(),
                 checksum: header.payload_checksum.get(),
             },
+            OFFER => Self::Offer { work, digest: header.digest.get() },
             PIECE => Self::Piece {
                 work,
                 tag,
                 sequence: header.sequence.get(),
                 length: header.length.get(),
-                checksum: header.payload_checksum.get(),
+                checksum: (header.outcome != UNSUMMED).then_some(header.payload_checksum.get()),
             },
+            RECEIPT => Self::Receipt { work, outcome: Outcome::from_byte(header.outcome)? },
             REFUSE => Self::Refuse { work, tag },
             TRAILER => Self::Trailer {
                 work,
@@ -290,102 +339,11 @@ impl Outcome {
             3 => Self::Deadline,
             4 => Self::Withdrawn,
             5 => Self::Stopped,
+            6 => Self::Corrupt,
             _ => return Err(FrameError::Field),
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    const WORK: WorkId = WorkId(0x1122_3344_5566_7788);
-    const TAG: Tag = Tag(0x99aa_bbcc_ddee_ff00);
-
-    #[test]
-    fn golden_piece() {
-        let piece = Frame::Piece { work: WORK, tag: TAG, sequence: 7, length: 0x10_0000, checksum: 0xdead_beef };
-        assert_eq!(hex(&piece.encode()), GOLDEN_PIECE);
-    }
-
-    #[test]
-    fn golden_trailer() {
-        let trailer = Frame::Trailer { work: WORK, tag: TAG, bytes: 5, digest: 6, outcome: Outcome::Live };
-        assert_eq!(hex(&trailer.encode()), GOLDEN_TRAILER);
-    }
-
-    #[test]
-    fn golden_hello() {
-        assert_eq!(hex(&Frame::hello(EndpointId(3), 2, &[0xa5; 32])), GOLDEN_HELLO);
-    }
-
-    // Made by a program that shares no code with this one.
-    const GOLDEN_PIECE: &str = "4b56464401040000887766554433221100ffeeddccbbaa99000000000000000000000000000000000700000000001000efbeadde4d8adce6";
-    const GOLDEN_TRAILER: &str = "4b56464401060100887766554433221100ffeeddccbbaa9905000000000000000600000000000000000000000000000000000000299f0ff5";
-    const GOLDEN_HELLO: &str = "4b564644010300000300000000000000000000000000000000000000000000000000000000000000020000002000000057d31d9cb8693208a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5";
-
-    fn frames() -> Vec<Frame> {
-        let mut frames = vec![
-            Frame::Cancel { work: WORK, tag: TAG },
-            Frame::Fetch { work: WORK, tag: TAG, digest: 9 },
-            Frame::Hello { endpoint: EndpointId(4), stream: 1, checksum: 2 },
-            Frame::Piece { work: WORK, tag: TAG, sequence: u32::MAX, length: u32::MAX, checksum: 1 },
-            Frame::Refuse { work: WORK, tag: TAG },
-            Frame::Welcome,
-        ];
-        for outcome in [Outcome::Live, Outcome::LeaseEnded, Outcome::Deadline, Outcome::Withdrawn, Outcome::Stopped] {
-            frames.push(Frame::Trailer { work: WORK, tag: TAG, bytes: u64::MAX, digest: 1, outcome });
-        }
-        frames
-    }
-
-    #[test]
-    fn every_frame_survives_the_wire() {
-        for frame in frames() {
-            assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
-        }
-    }
-
-    #[test]
-    fn every_flipped_bit_is_seen() {
-        for frame in frames() {
-            for bit in 0..HEADER_BYTES * 8 {
-                let mut bytes = frame.encode();
-                bytes[bit / 8] ^= 1 << (bit % 8);
-                assert!(Frame::decode(&bytes).is_err(), "bit {bit} of {frame:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_unused_field_must_be_zero() {
-        let mut header = Header::read_from_bytes(&Frame::Welcome.encode()).unwrap();
-        header.bytes = 1.into();
-        header.header_checksum = header.checksum().into();
-        let mut bytes = [0; HEADER_BYTES];
-        bytes.copy_from_slice(header.as_bytes());
-        assert_eq!(Frame::decode(&bytes), Err(FrameError::Field));
-    }
-
-    proptest! {
-        #[test]
-        fn random_bytes_never_panic(mut bytes in proptest::array::uniform32(any::<u8>()), tail in any::<[u8; 24]>()) {
-            let mut header = [0; HEADER_BYTES];
-            bytes[..4].copy_from_slice(&MAGIC);
-            bytes[4] = VERSION;
-            header[..32].copy_from_slice(&bytes);
-            header[32..].copy_from_slice(&tail);
-            let sum = crc32c::crc32c(&header[..HEADER_BYTES - 4]);
-            header[HEADER_BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
-            if let Ok(frame) = Frame::decode(&header) {
-                prop_assert_eq!(frame.encode(), header);
-            }
-        }
-    }
-}
+mod tests;

@@ -4,6 +4,8 @@
 //! post -> (Fetch on a stream) -> ready -> piece: sum, then send while hot -> ready -> ... -> closing
 //!                                                                                              |
 //!       Completion Ok: every part's trailer said live  <--- Trailer, lease asked in a later turn
+//!
+//! pushed: post -> Offer on each stream with a part, ready at once -> ... as above ... -> Trailer -> (Receipt) -> Completion
 //! ```
 //!
 //! The trailer is made in a later turn than the one in which the last byte left: that turn's `now` was read after the
@@ -17,11 +19,11 @@ use std::collections::HashMap;
 
 use kvferry_core::plan::{Cursor, Side};
 use kvferry_core::{Time, WorkId};
-use kvferry_transport::{Completion, Fault, ServeWork, Work, plan_fits};
+use kvferry_transport::{Completion, Fault, ServeWork, Start, Work, plan_fits};
 use slab::Slab;
 
 use crate::early::{EarlyFetches, Fetch};
-use crate::frame::{Frame, HEADER_BYTES, Outcome};
+use crate::frame::{Frame, HEADER_BYTES, Outcome, Tag};
 use crate::outflow::{Outflow, Outgoing};
 use crate::pace::Pace;
 use crate::serve::{Part, Serve};
@@ -45,6 +47,7 @@ pub(crate) struct HolderSide {
     turn: u64,
     works_max: usize,
     piece_bytes: u64,
+    checksums: bool,
     /// Answers a reader may leave unread on a stream before it is not listened to any more.
     control_bytes_max: usize,
 }
@@ -62,6 +65,7 @@ impl HolderSide {
             turn: 0,
             works_max: settings.works_max,
             piece_bytes: u64::from(settings.piece_bytes),
+            checksums: settings.checksums,
             control_bytes_max: settings.works_max * 2 * HEADER_BYTES,
         }
     }
@@ -103,7 +107,7 @@ impl HolderSide {
         works.chain([self.early.next_deadline()]).min().unwrap_or(Time::NEVER)
     }
 
-    /// Takes a work on; its bytes leave when the reader fetches them.
+    /// Takes a work on; its bytes leave when the reader fetches them, or at once.
     pub(crate) fn post(&mut self, streams: &mut [Stream], serve: ServeWork) -> Result<(), (Fault, Work)> {
         let refusal = if self.ids.contains_key(&serve.id) {
             Some(Fault::Refused)
@@ -131,10 +135,16 @@ impl HolderSide {
             bytes: serve.plan.bytes(),
             parts: shares.into_iter().map(|share| share.map(part)).collect(),
             parts_open,
+            is_pushed: serve.start == Start::Pushed,
         });
         self.ids.insert(serve.id, slot);
-        for fetch in self.early.take(serve.id) {
-            self.start(streams, slot, &fetch);
+        match serve.start {
+            Start::Fetched => {
+                for fetch in self.early.take(serve.id) {
+                    self.start(streams, slot, &fetch);
+                }
+            }
+            Start::Pushed => self.offer(streams, slot),
         }
         Ok(())
     }
@@ -209,6 +219,9 @@ impl HolderSide {
         now: Time,
         done: &mut Vec<Completion>,
     ) -> Result<(), Fault> {
+        if streams[index].take_welcome(&frame)? {
+            return Ok(());
+        }
         match frame {
             Frame::Fetch { work, tag, digest } => {
                 let fetch = Fetch { stream: index, work, tag, digest };
@@ -231,12 +244,49 @@ impl HolderSide {
                 }
                 Ok(())
             }
+            Frame::Receipt { work, outcome } => self.handle_receipt(streams, work, outcome, done),
+            Frame::Refuse { work, tag } if tag == Tag::PUSHED => {
+                if let Some(slot) = self.pushed(work) {
+                    self.end(streams, slot, Outcome::Stopped, Fault::Refused, done);
+                }
+                Ok(())
+            }
             Frame::Hello { .. }
+            | Frame::Offer { .. }
             | Frame::Piece { .. }
             | Frame::Refuse { .. }
             | Frame::Trailer { .. }
             | Frame::Welcome => Err(Fault::Protocol),
         }
+    }
+
+    /// The reader says how a push ended. It may have crossed our own end of it, then there is nothing left to end.
+    fn handle_receipt(
+        &mut self,
+        streams: &mut [Stream],
+        work: WorkId,
+        outcome: Outcome,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), Fault> {
+        let Some(slot) = self.pushed(work) else { return Ok(()) };
+        let fault = match outcome {
+            // It has all of what was not sent?
+            Outcome::Live if self.serves[slot].parts_open > 0 => return Err(Fault::Protocol),
+            Outcome::Live => {
+                self.complete(slot, done);
+                return Ok(());
+            }
+            Outcome::Corrupt => Fault::ChecksumMismatch,
+            Outcome::Deadline => Fault::Deadline,
+            Outcome::LeaseEnded => Fault::LeaseEnded,
+            Outcome::Stopped | Outcome::Withdrawn => Fault::Cancelled,
+        };
+        self.end(streams, slot, Outcome::Stopped, fault, done);
+        Ok(())
+    }
+
+    fn pushed(&self, work: WorkId) -> Option<usize> {
+        self.ids.get(&work).copied().filter(|&slot| self.serves[slot].is_pushed)
     }
 
     /// Sends on one stream until it takes no more, or `calls` system calls were made.
@@ -273,17 +323,25 @@ impl HolderSide {
         Ok(())
     }
 
+    /// Begins every part of a push.
+    fn offer(&mut self, streams: &mut [Stream], slot: usize) {
+        let serve = &mut self.serves[slot];
+        let offer = Frame::Offer { work: serve.id, digest: serve.digest }.encode();
+        for ((part, outflow), stream) in serve.parts.iter_mut().zip(&mut self.outflows).zip(streams) {
+            let Some(part) = part else { continue };
+            part.tag = Some(Tag::PUSHED);
+            stream.push(&offer);
+            outflow.enqueue(slot, part, self.turn);
+        }
+    }
+
     /// Begins a part whose fetch and work have both come.
     fn start(&mut self, streams: &mut [Stream], slot: usize, fetch: &Fetch) {
         let (serve, outflow) = (&mut self.serves[slot], &mut self.outflows[fetch.stream]);
         match &mut serve.parts[fetch.stream] {
-            Some(part) if part.tag.is_none() && serve.digest == fetch.digest => {
+            Some(part) if part.tag.is_none() && fetch.tag != Tag::PUSHED && serve.digest == fetch.digest => {
                 part.tag = Some(fetch.tag);
-                if part.cursor.remaining() == 0 {
-                    outflow.closing.push_back((slot, self.turn));
-                } else {
-                    outflow.ready.push_back(slot);
-                }
+                outflow.enqueue(slot, part, self.turn);
             }
             // Another plan than ours, a part that this stream does not carry, or one that was fetched before.
             _ => streams[fetch.stream].push(&fetch.refusal()),
@@ -309,7 +367,8 @@ impl HolderSide {
             let serve = &mut self.serves[slot];
             let Some(part) = &mut serve.parts[index] else { continue };
             let Some(tag) = part.tag else { continue };
-            let (length, checksum) = self.outflows[index].load(&mut part.cursor, &serve.source, self.piece_bytes)?;
+            let length = self.outflows[index].load(&mut part.cursor, self.piece_bytes)?;
+            let checksum = self.checksums.then(|| self.outflows[index].sum(&serve.source)).transpose()?;
             let piece = Frame::Piece { work: serve.id, tag, sequence: part.sequence, length, checksum };
             self.pace.spend(now, length);
             self.first = (index + 1) % self.outflows.len();
@@ -324,12 +383,7 @@ impl HolderSide {
 
     fn handle_piece_sent(&mut self, index: usize, slot: usize) {
         let Some(part) = &self.serves[slot].parts[index] else { return };
-        let outflow = &mut self.outflows[index];
-        if part.cursor.remaining() == 0 {
-            outflow.closing.push_back((slot, self.turn));
-        } else {
-            outflow.ready.push_back(slot);
-        }
+        self.outflows[index].enqueue(slot, part, self.turn);
     }
 
     /// Queues the trailers of the parts whose last byte left in an earlier turn.
@@ -344,12 +398,16 @@ impl HolderSide {
             }
             streams[index].push(&serve.trailer(index, Outcome::Live));
             serve.parts_open -= 1;
-            if serve.parts_open == 0 {
-                self.ids.remove(&serve.id);
-                done.push(Completion { id: serve.id, result: Ok(serve.bytes) });
-                self.serves.remove(slot);
+            if serve.parts_open == 0 && !serve.is_pushed {
+                self.complete(slot, done);
             }
         }
+    }
+
+    fn complete(&mut self, slot: usize, done: &mut Vec<Completion>) {
+        let serve = self.serves.remove(slot);
+        self.ids.remove(&serve.id);
+        done.push(Completion { id: serve.id, result: Ok(serve.bytes) });
     }
 
     /// Completes a work with a fault. Its memory is not read from here on.

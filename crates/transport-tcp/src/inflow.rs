@@ -5,10 +5,12 @@
 //!     \-> drop_bytes, where nobody wants them any more --------------------------------------------------^
 //! ```
 
+use kvferry_core::Time;
 use kvferry_core::plan::{Cursor, Slice};
 use kvferry_memory::Region;
 use kvferry_transport::Fault;
 
+use crate::stream::Stream;
 use crate::wire::SLICES_MAX;
 
 /// What one stream is in the middle of.
@@ -28,7 +30,8 @@ struct Incoming {
     slot: usize,
     left: u64,
     sum: u32,
-    checksum: u32,
+    /// What the sum must come to; none if nobody asked.
+    checksum: Option<u32>,
 }
 
 impl Inflow {
@@ -37,8 +40,16 @@ impl Inflow {
         Self { piece: None, slices: Vec::with_capacity(SLICES_MAX), front: 0, queued: 0, due: 0 }
     }
 
+    /// One more part is due on this stream.
+    pub(crate) fn owe(&mut self, stream: &mut Stream, now: Time) {
+        if self.due == 0 {
+            stream.heard = now;
+        }
+        self.due += 1;
+    }
+
     /// A piece of `length` bytes comes for the read in `slot`.
-    pub(crate) fn begin(&mut self, slot: usize, length: u64, checksum: u32) {
+    pub(crate) fn begin(&mut self, slot: usize, length: u64, checksum: Option<u32>) {
         self.piece = Some(Incoming { slot, left: length, sum: 0, checksum });
         self.slices.clear();
         self.front = 0;
@@ -80,7 +91,9 @@ impl Inflow {
         while rest > 0 {
             let slice = &mut self.slices[self.front];
             let length = slice.length.min(rest);
-            piece.sum = target.crc32c(piece.sum, slice.offset, length).map_err(|_| Fault::OutOfBounds)?;
+            if piece.checksum.is_some() {
+                piece.sum = target.crc32c(piece.sum, slice.offset, length).map_err(|_| Fault::OutOfBounds)?;
+            }
             slice.offset += length;
             slice.length -= length;
             rest -= length;
@@ -100,6 +113,8 @@ impl Inflow {
 
     /// Once all of the piece has come: whether it is what was sent.
     pub(crate) fn end_piece(&mut self) -> Option<bool> {
-        self.piece.take_if(|piece| piece.left == 0).map(|piece| piece.sum == piece.checksum)
+        self.piece
+            .take_if(|piece| piece.left == 0)
+            .map(|piece| piece.checksum.is_none_or(|checksum| checksum == piece.sum))
     }
 }

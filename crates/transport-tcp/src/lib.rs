@@ -4,7 +4,8 @@
 //! holder: region --sum--> sendmsg(header, slices...) ==== streams ==== readv(slices..., next header) --sum--> region :reader
 //! ```
 //!
-//! A reader dials, a holder admits; both ends name the endpoint alike and agree on one-time keys beforehand. Every
+//! One end dials, the other admits; one of them reads and the other holds. Both name the endpoint alike and agree on
+//! one-time keys beforehand. The holder sends what the reader fetches, or pushes into what the reader expects. Every
 //! piece carries a checksum that the reader verifies, every part of a plan ends in a trailer that says whether the
 //! lease was live after the last byte had left. A read completes with `Ok` only when all trailers say so. What the
 //! bytes look like is in [`frame`].
@@ -26,6 +27,7 @@ mod holder;
 mod inflow;
 mod outflow;
 mod pace;
+mod read;
 mod reader;
 mod serve;
 mod settings;

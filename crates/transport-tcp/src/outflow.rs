@@ -14,6 +14,7 @@ use kvferry_memory::Region;
 use kvferry_transport::Fault;
 
 use crate::frame::HEADER_BYTES;
+use crate::serve::Part;
 use crate::stream::Stream;
 use crate::wire::{Body, SLICES_MAX, Wire};
 
@@ -56,16 +57,27 @@ impl Outflow {
         self.piece.is_some() || !self.ready.is_empty() || !self.closing.is_empty()
     }
 
-    /// Takes the slices of one piece and sums them: its length and checksum.
-    pub(crate) fn load(&mut self, cursor: &mut Cursor, source: &Region, bytes_max: u64) -> Result<(u32, u32), Fault> {
+    /// A part has bytes left to send, or only its trailer.
+    pub(crate) fn enqueue(&mut self, slot: usize, part: &Part, turn: u64) {
+        if part.cursor.remaining() == 0 {
+            self.closing.push_back((slot, turn));
+        } else {
+            self.ready.push_back(slot);
+        }
+    }
+
+    /// Takes the slices of one piece: its length.
+    pub(crate) fn load(&mut self, cursor: &mut Cursor, bytes_max: u64) -> Result<u32, Fault> {
         self.slices.clear();
         self.front = 0;
         let bytes = cursor.take(bytes_max, SLICES_MAX, &mut self.slices);
-        let mut checksum = 0;
-        for slice in &self.slices {
-            checksum = source.crc32c(checksum, slice.offset, slice.length).map_err(|_| Fault::OutOfBounds)?;
-        }
-        Ok((u32::try_from(bytes).map_err(|_| Fault::OutOfBounds)?, checksum))
+        u32::try_from(bytes).map_err(|_| Fault::OutOfBounds)
+    }
+
+    /// The checksum of the piece just loaded; leaves its bytes in the cache, where the send finds them.
+    pub(crate) fn sum(&self, source: &Region) -> Result<u32, Fault> {
+        let add = |sum, slice: &Slice| source.crc32c(sum, slice.offset, slice.length);
+        self.slices.iter().try_fold(0, add).map_err(|_| Fault::OutOfBounds)
     }
 
     /// One system call: control frames, and as much of the piece as goes. Returns the work whose piece has left.

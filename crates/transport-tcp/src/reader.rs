@@ -4,24 +4,28 @@
 //! post -> Fetch on each stream with a part -> Piece -> bytes into the target, summed while hot -> ... -> Trailer
 //!                                                                                                         |
 //!                      Completion Ok: every part's trailer live, all bytes, all checksums, same plan  <---+
+//!
+//! pushed: post -> (Offer on a stream) -> Piece -> ... as above ... -> Completion, and a Receipt to the holder
 //! ```
 //!
 //! A read that failed or was cancelled completes at once and lets go of its region. Its slot stays until each of its
 //! parts has ended on the wire; what still comes for it is thrown away, so that the streams stay in step.
 //!
-//! Limits: `works_max` slots. Failure: a peer that breaks the rules is [`Fault::Protocol`], which ends the endpoint.
+//! A push that nobody waits for is refused, and a slot without an owner throws its bytes away.
+//!
+//! Limits: `works_max` slots, and as many for refused pushes. Failure: a peer that breaks the rules is [`Fault::Protocol`], which ends the endpoint.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use kvferry_core::plan::{Cursor, Side};
 use kvferry_core::{Time, WorkId};
-use kvferry_memory::Region;
 use kvferry_transport::{Completion, Fault, ReadWork, Source, Work, plan_fits};
 use slab::Slab;
 
 use crate::frame::{Frame, Outcome, Tag};
 use crate::inflow::Inflow;
+use crate::read::{Part, Phase, Read, receipt_of};
+use crate::settings::Settings;
 use crate::share::shares;
 use crate::stream::Stream;
 use crate::wire::{Body, Wire};
@@ -34,48 +38,24 @@ pub(crate) struct ReaderSide {
     /// Goes into every tag, so that a slot's next read is not taken for its last.
     generation: u32,
     inflows: Vec<Inflow>,
+    /// Slots of reads that are pushed, by the holder's work; refused ones too.
+    pushed: HashMap<WorkId, usize>,
     works_max: usize,
-}
-
-/// One posted read, until its last part has ended on the wire.
-struct Read {
-    id: WorkId,
-    /// The holder's name for it.
-    work: WorkId,
-    tag: Tag,
-    digest: u64,
-    bytes: u64,
-    deadline: Time,
-    /// Present until the completion; without it bytes are thrown away.
-    target: Option<Arc<Region>>,
-    /// One for each stream.
-    parts: Vec<Part>,
-    parts_open: usize,
-}
-
-/// One stream's share of a read.
-struct Part {
-    /// Fetched, and neither trailer nor refusal came yet.
-    open: bool,
-    bytes: u64,
-    /// Bytes that no piece has announced yet.
-    unannounced: u64,
-    sequence: u32,
-    /// A piece did not match its checksum.
-    corrupt: bool,
-    /// Where the unannounced bytes go; dropped with the target.
-    cursor: Option<Cursor>,
+    /// Pieces without a checksum are a fault.
+    checksums: bool,
 }
 
 impl ReaderSide {
     /// No reads yet.
-    pub(crate) fn new(stream_count: usize, works_max: usize) -> Self {
+    pub(crate) fn new(stream_count: usize, settings: &Settings) -> Self {
         Self {
             reads: Slab::new(),
             ids: HashMap::new(),
             generation: 0,
             inflows: (0..stream_count).map(|_| Inflow::new()).collect(),
-            works_max,
+            pushed: HashMap::new(),
+            works_max: settings.works_max,
+            checksums: settings.checksums,
         }
     }
 
@@ -96,10 +76,12 @@ impl ReaderSide {
 
     /// Takes a read on and asks the holder for it.
     pub(crate) fn post(&mut self, streams: &mut [Stream], now: Time, read: ReadWork) -> Result<(), (Fault, Work)> {
-        let Source::Peer { work } = read.source else {
-            return Err((Fault::Unsupported, Work::Read(read)));
+        let (work, is_pushed) = match read.source {
+            Source::Peer { work } => (work, false),
+            Source::Pushed { work } => (work, true),
+            Source::Region { .. } => return Err((Fault::Unsupported, Work::Read(read))),
         };
-        let refusal = if self.ids.contains_key(&read.id) {
+        let refusal = if self.ids.contains_key(&read.id) || is_pushed && self.pushed.contains_key(&work) {
             Some(Fault::Refused)
         } else if self.reads.len() >= self.works_max {
             Some(Fault::Full)
@@ -115,22 +97,24 @@ impl ReaderSide {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.reads.vacant_entry();
         let slot = entry.key();
-        let tag = Tag(u64::from(self.generation) << 32 | slot as u64);
+        let tag = if is_pushed { Tag::PUSHED } else { Tag(u64::from(self.generation) << 32 | slot as u64) };
         let shares = shares(&read.plan, work, streams.len());
-        let parts_open = shares.iter().flatten().count();
+        let parts_left = shares.iter().flatten().count();
         let (digest, bytes) = (read.plan.digest(), read.plan.bytes());
         let mut parts = Vec::with_capacity(streams.len());
         for ((share, stream), inflow) in shares.into_iter().zip(streams).zip(&mut self.inflows) {
-            if share.is_some() {
-                stream.push(&Frame::Fetch { work, tag, digest }.encode());
-                if inflow.due == 0 {
-                    stream.heard = now;
+            let phase = match share {
+                None => Phase::Closed,
+                Some(_) if is_pushed => Phase::Expected,
+                Some(_) => {
+                    stream.push(&Frame::Fetch { work, tag, digest }.encode());
+                    inflow.owe(stream, now);
+                    Phase::Open
                 }
-                inflow.due += 1;
-            }
+            };
             let bytes = share.as_ref().map_or(0, |plan| plan.bytes());
             parts.push(Part {
-                open: share.is_some(),
+                phase,
                 bytes,
                 unannounced: bytes,
                 sequence: 0,
@@ -146,10 +130,14 @@ impl ReaderSide {
             bytes,
             deadline: read.deadline,
             target: Some(read.target),
+            is_refused: false,
             parts,
-            parts_open,
+            parts_left,
         });
         self.ids.insert(read.id, slot);
+        if is_pushed {
+            self.pushed.insert(work, slot);
+        }
         Ok(())
     }
 
@@ -173,6 +161,7 @@ impl ReaderSide {
     pub(crate) fn end_all(&mut self, fault: Fault, done: &mut Vec<Completion>) {
         done.extend(self.ids.drain().map(|(id, _)| Completion { id, result: Err(fault) }));
         self.reads.clear();
+        self.pushed.clear();
     }
 
     /// Receives on one stream until it has no more, or `calls` system calls were made.
@@ -186,7 +175,7 @@ impl ReaderSide {
         done: &mut Vec<Completion>,
     ) -> Result<(), Fault> {
         for _ in 0..calls {
-            self.use_ahead(streams, index, done)?;
+            self.use_ahead(streams, index, now, done)?;
             let stream = &mut streams[index];
             if !stream.is_readable() {
                 return Ok(());
@@ -210,16 +199,22 @@ impl ReaderSide {
             }
             part.corrupt |= inflow.end_piece() == Some(false);
         }
-        self.use_ahead(streams, index, done)
+        self.use_ahead(streams, index, now, done)
     }
 
     /// Acts on everything that was read ahead.
-    fn use_ahead(&mut self, streams: &mut [Stream], index: usize, done: &mut Vec<Completion>) -> Result<(), Fault> {
+    fn use_ahead(
+        &mut self,
+        streams: &mut [Stream],
+        index: usize,
+        now: Time,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), Fault> {
         loop {
             let inflow = &mut self.inflows[index];
             let Some(slot) = inflow.slot() else {
                 match streams[index].next_frame()? {
-                    Some(frame) => self.handle_frame(streams, index, frame, done)?,
+                    Some(frame) => self.handle_frame(streams, index, frame, now, done)?,
                     None => return Ok(()),
                 }
                 continue;
@@ -249,18 +244,20 @@ impl ReaderSide {
         streams: &mut [Stream],
         index: usize,
         frame: Frame,
+        now: Time,
         done: &mut Vec<Completion>,
     ) -> Result<(), Fault> {
-        if !streams[index].welcomed {
-            streams[index].welcomed = frame == Frame::Welcome;
-            return if streams[index].welcomed { Ok(()) } else { Err(Fault::Protocol) };
+        if streams[index].take_welcome(&frame)? {
+            return Ok(());
         }
         match frame {
+            Frame::Offer { work, digest } => self.handle_offer(streams, index, (work, digest), now, done),
             Frame::Piece { work, tag, sequence, length, checksum } => {
                 let slot = self.open_part(index, work, tag)?;
                 let part = &mut self.reads[slot].parts[index];
                 let length = u64::from(length);
-                if sequence != part.sequence || length == 0 || length > part.unannounced {
+                let is_unsummed = self.checksums && checksum.is_none();
+                if sequence != part.sequence || length == 0 || length > part.unannounced || is_unsummed {
                     return Err(Fault::Protocol);
                 }
                 part.sequence = part.sequence.wrapping_add(1);
@@ -279,14 +276,58 @@ impl ReaderSide {
                 self.close_part(streams, index, slot, Some(Fault::Refused), done);
                 Ok(())
             }
-            Frame::Cancel { .. } | Frame::Fetch { .. } | Frame::Hello { .. } | Frame::Welcome => Err(Fault::Protocol),
+            Frame::Cancel { .. }
+            | Frame::Fetch { .. }
+            | Frame::Hello { .. }
+            | Frame::Receipt { .. }
+            | Frame::Welcome => Err(Fault::Protocol),
         }
+    }
+
+    /// The holder begins to push on this stream: into the read that expects it, or into the void.
+    fn handle_offer(
+        &mut self,
+        streams: &mut [Stream],
+        index: usize,
+        (work, digest): (WorkId, u64),
+        now: Time,
+        done: &mut Vec<Completion>,
+    ) -> Result<(), Fault> {
+        let slot = match self.pushed.get(&work) {
+            Some(&slot) => slot,
+            None if self.reads.len() >= self.works_max * 2 => return Err(Fault::Protocol),
+            None => {
+                let slot = self.reads.insert(Read::refused(work, streams.len()));
+                self.pushed.insert(work, slot);
+                slot
+            }
+        };
+        let read = &mut self.reads[slot];
+        let is_refused = read.is_refused;
+        let part = &mut read.parts[index];
+        match part.phase {
+            Phase::Expected => {}
+            Phase::Closed if is_refused => read.parts_left += 1,
+            Phase::Closed | Phase::Open => return Err(Fault::Protocol),
+        }
+        part.phase = Phase::Open;
+        self.inflows[index].owe(&mut streams[index], now);
+        if is_refused {
+            streams[index].push(&Frame::Refuse { work, tag: Tag::PUSHED }.encode());
+        } else if digest != read.digest {
+            self.fail(streams, slot, Fault::Refused, done);
+        }
+        Ok(())
     }
 
     /// The read a frame is about, if this stream still owes it something.
     fn open_part(&self, index: usize, work: WorkId, tag: Tag) -> Result<usize, Fault> {
-        let slot = usize::try_from(tag.0 & u64::from(u32::MAX)).map_err(|_| Fault::Protocol)?;
-        let known = |read: &&Read| read.tag == tag && read.work == work && read.parts[index].open;
+        let slot = if tag == Tag::PUSHED {
+            *self.pushed.get(&work).ok_or(Fault::Protocol)?
+        } else {
+            usize::try_from(tag.0 & u64::from(u32::MAX)).map_err(|_| Fault::Protocol)?
+        };
+        let known = |read: &&Read| read.tag == tag && read.work == work && read.parts[index].phase == Phase::Open;
         self.reads.get(slot).filter(known).map(|_| slot).ok_or(Fault::Protocol)
     }
 
@@ -300,16 +341,19 @@ impl ReaderSide {
     ) {
         self.inflows[index].due -= 1;
         let read = &mut self.reads[slot];
-        read.parts[index].open = false;
-        read.parts_open -= 1;
+        read.parts[index].phase = Phase::Closed;
+        read.parts_left -= 1;
         if let Some(fault) = fault {
             self.fail(streams, slot, fault, done);
         }
-        if self.reads[slot].parts_open == 0 {
-            let read = self.reads.remove(slot);
+        if self.reads.get(slot).is_some_and(|read| read.parts_left == 0) {
+            let read = self.remove(slot);
             if read.target.is_some() {
                 self.ids.remove(&read.id);
                 done.push(Completion { id: read.id, result: Ok(read.bytes) });
+                if read.tag == Tag::PUSHED {
+                    streams[index].push(&Frame::Receipt { work: read.work, outcome: Outcome::Live }.encode());
+                }
             }
         }
     }
@@ -323,31 +367,28 @@ impl ReaderSide {
         }
         self.ids.remove(&read.id);
         done.push(Completion { id: read.id, result: Err(fault) });
-        for (part, stream) in read.parts.iter_mut().zip(streams) {
+        for part in &mut read.parts {
             part.cursor = None;
-            if part.open {
-                stream.push(&Frame::Cancel { work: read.work, tag: read.tag }.encode());
+        }
+        if read.tag != Tag::PUSHED {
+            for (part, stream) in read.parts.iter().zip(streams) {
+                if part.phase == Phase::Open {
+                    stream.push(&Frame::Cancel { work: read.work, tag: read.tag }.encode());
+                }
             }
+        } else if read.parts.iter().all(|part| part.phase == Phase::Expected || part.bytes == 0) {
+            // The holder has said nothing of it; should it begin, nobody waits for it here.
+            self.remove(slot);
+        } else {
+            streams[0].push(&Frame::Receipt { work: read.work, outcome: receipt_of(fault) }.encode());
         }
     }
-}
 
-impl Read {
-    /// What the trailer of one part makes of the read. `Err`: the peer contradicts itself.
-    fn judge(&self, index: usize, bytes: u64, digest: u64, outcome: Outcome) -> Result<Option<Fault>, Fault> {
-        let part = &self.parts[index];
-        Ok(match outcome {
-            Outcome::Live if part.unannounced > 0 || bytes != part.bytes || digest != self.digest => {
-                return Err(Fault::Protocol);
-            }
-            // Nobody asked it to stop.
-            Outcome::Stopped if self.target.is_some() => return Err(Fault::Protocol),
-            Outcome::Live if part.corrupt => Some(Fault::ChecksumMismatch),
-            Outcome::Live => None,
-            // A piece that was cut short is filled up with zeros, so these come before the checksum.
-            Outcome::LeaseEnded => Some(Fault::LeaseEnded),
-            Outcome::Deadline => Some(Fault::Deadline),
-            Outcome::Withdrawn | Outcome::Stopped => Some(Fault::Cancelled),
-        })
+    fn remove(&mut self, slot: usize) -> Read {
+        let read = self.reads.remove(slot);
+        if read.tag == Tag::PUSHED {
+            self.pushed.remove(&read.work);
+        }
+        read
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Serve {
     /// One for each stream.
     pub(crate) parts: Vec<Option<Part>>,
     pub(crate) parts_open: usize,
+    /// Sent unasked; completes with the reader's receipt.
+    pub(crate) is_pushed: bool,
 }
 
 /// One stream's share of a work.

@@ -9,6 +9,9 @@ pub const STREAMS_MAX: usize = 64;
 /// [`TcpTransport::bind`](crate::TcpTransport::bind).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// Whether pieces carry a checksum that the reader verifies. Default true; only a benchmark that asks what
+    /// verification costs turns it off, at both ends.
+    pub checksums: bool,
     /// Connections that have not shown a valid Hello yet. More wait in the kernel's backlog. Default 64, limit 1,024.
     /// Costs about 200 bytes and a file descriptor each.
     pub half_open_max: usize,
@@ -43,6 +46,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            checksums: true,
             half_open_max: 64,
             hello_max: Duration::from_secs(2),
             endpoints_max: 256,
@@ -64,6 +68,7 @@ impl Settings {
         let rate = self.endpoint_bytes_per_second_max.map(|rate| rate.max(1 << 20));
         let piece_bytes_max = rate.map_or(64 << 20, |rate| u32::try_from(rate / 100).unwrap_or(u32::MAX).min(64 << 20));
         Self {
+            checksums: self.checksums,
             half_open_max: self.half_open_max.clamp(1, 1024),
             hello_max: self.hello_max,
             endpoints_max: self.endpoints_max.clamp(1, 4096),

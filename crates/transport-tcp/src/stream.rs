@@ -35,7 +35,7 @@ pub(crate) struct Stream {
     writable: bool,
     /// The peer has ended its direction: a short read does not mean that nothing more comes.
     hangup: bool,
-    /// The other end has proved itself (reader: Welcome came).
+    /// The other end has proved itself (dialler: Welcome came; admitter: its key was good).
     pub(crate) welcomed: bool,
     ahead: Box<[u8; AHEAD_BYTES]>,
     ahead_start: usize,
@@ -134,6 +134,15 @@ impl Stream {
         let frame = Frame::decode(header).map_err(|_| Fault::Protocol)?;
         self.ahead_start += HEADER_BYTES;
         Ok(Some(frame))
+    }
+
+    /// Whether a frame is the Welcome that this stream waits for. Anything else before it is a fault.
+    pub(crate) fn take_welcome(&mut self, frame: &Frame) -> Result<bool, Fault> {
+        if self.welcomed {
+            return Ok(false);
+        }
+        self.welcomed = *frame == Frame::Welcome;
+        if self.welcomed { Ok(true) } else { Err(Fault::Protocol) }
     }
 
     /// Piece bytes that were read ahead, at most `length_max` of them.

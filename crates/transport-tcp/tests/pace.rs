@@ -8,7 +8,9 @@ use kvferry_core::lease::LeaseGate;
 use kvferry_core::plan::{GroupBlocks, Plan};
 use kvferry_core::{BlockIndex, Time, WorkId};
 use kvferry_memory::{Meter, Region};
-use kvferry_transport::{Admission, Dial, EndpointId, Event, ReadWork, ServeWork, Source, Transport, Work};
+use kvferry_transport::{
+    Admission, Dial, EndpointId, Event, ReadWork, Role, ServeWork, Source, Start, Transport, Work,
+};
 use kvferry_transport_tcp::frame::HELLO_BYTES;
 use kvferry_transport_tcp::{Settings, TcpTransport};
 
@@ -76,9 +78,11 @@ fn a_slow_endpoint_is_slow_and_nothing_else() {
     let mut pair = Pair { reader: bind(), holder: bind(), now: Time::from_nanos(1), events: Vec::new() };
     let keys: Vec<_> = (0..STREAMS).map(|stream| [stream; 32]).collect();
     let address = pair.holder.local_addr().expect("ask for the address");
-    let admission = Admission { endpoint: ENDPOINT, keys: keys.clone(), expires: Time::NEVER };
+    let admission = Admission { endpoint: ENDPOINT, role: Role::Serves, keys: keys.clone(), expires: Time::NEVER };
     pair.holder.admit(pair.now, admission).expect("admit");
-    pair.reader.connect(pair.now, Dial { endpoint: ENDPOINT, address, keys, deadline: Time::NEVER }).expect("connect");
+    pair.reader
+        .connect(pair.now, Dial { endpoint: ENDPOINT, role: Role::Reads, address, keys, deadline: Time::NEVER })
+        .expect("connect");
     pair.until(|events| events == [Event::EndpointUp(ENDPOINT); 2]);
     pair.events.clear();
 
@@ -88,6 +92,7 @@ fn a_slow_endpoint_is_slow_and_nothing_else() {
         plan: Arc::clone(&plan),
         source: region(),
         lease: LeaseGate::new(Time::NEVER),
+        start: Start::Fetched,
         deadline: Time::NEVER,
     };
     let read =

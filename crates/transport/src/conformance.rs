@@ -43,7 +43,7 @@ pub use leasing::{lease_closed_midway, lease_ended_before_the_post, lease_expire
 pub use moving::{moves_an_empty_plan, moves_many_works_interleaved, moves_mixed_layouts, moves_one_large_work};
 pub use pairing::{
     plans_that_differ_move_nothing, serve_cancelled_midway, serve_ends_at_its_deadline, serve_is_fetched_once,
-    serve_may_come_after_the_read, unknown_serve_is_refused,
+    serve_may_come_after_the_read, unexpected_push_is_refused, unknown_serve_is_refused,
 };
 pub use posting::{
     foreign_work_is_handed_back, id_in_flight_is_handed_back, out_of_bounds_is_handed_back,
@@ -100,6 +100,7 @@ macro_rules! conformance {
                 serve_ends_at_its_deadline
                 serve_is_fetched_once
                 serve_may_come_after_the_read
+                unexpected_push_is_refused
                 unknown_endpoint_is_nobody
                 unknown_serve_is_refused
             );

@@ -17,12 +17,23 @@ pub struct EndpointId(pub u64);
 /// One-time key of one data connection, agreed over the authenticated control plane. Never printed.
 pub type Key = [u8; 32];
 
-/// Reader side: a path to open.
+/// What one end of an endpoint does; the other end does the opposite, whoever dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Takes [`Work::Read`].
+    Reads,
+    /// Takes [`Work::Serve`].
+    Serves,
+}
+
+/// A path to open.
 #[derive(Clone)]
 pub struct Dial {
     /// The name of the path on both ends.
     pub endpoint: EndpointId,
-    /// Where the holder's transport listens.
+    /// What this end does. A daemon that fetches dials to read, one that pushes dials to serve.
+    pub role: Role,
+    /// Where the peer's transport listens.
     pub address: SocketAddr,
     /// One key for each stream to open; at least one.
     pub keys: Vec<Key>,
@@ -30,11 +41,13 @@ pub struct Dial {
     pub deadline: Time,
 }
 
-/// Holder side: a path that may come.
+/// A path that may come.
 #[derive(Clone)]
 pub struct Admission {
     /// The name of the path on both ends.
     pub endpoint: EndpointId,
+    /// What this end does: the opposite of what the dialling end does.
+    pub role: Role,
     /// One key for each stream that must come; each admits one connection, once.
     pub keys: Vec<Key>,
     /// When the keys stop to admit, and an endpoint whose streams have not all come goes down.
@@ -81,7 +94,7 @@ pub trait Transport: Send {
     /// Forgets a region. The caller does so once no work in flight names it.
     fn deregister(&mut self, region: &Arc<Region>);
 
-    /// Reader side: starts to open a path. [`Event::EndpointUp`] or [`Event::EndpointDown`] follows, by the deadline.
+    /// Starts to open a path. [`Event::EndpointUp`] or [`Event::EndpointDown`] follows, by the deadline.
     ///
     /// # Errors
     ///
@@ -89,7 +102,7 @@ pub trait Transport: Send {
     /// [`Fault::Unsupported`] if this transport has nothing to dial.
     fn connect(&mut self, now: Time, dial: Dial) -> Result<(), Fault>;
 
-    /// Holder side: lets one path in. [`Event::EndpointUp`] follows once all its streams came, else
+    /// Lets one path in. [`Event::EndpointUp`] follows once all its streams came, else
     /// [`Event::EndpointDown`] when the admission expires.
     ///
     /// # Errors
@@ -120,6 +133,7 @@ impl fmt::Debug for Dial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dial")
             .field("endpoint", &self.endpoint)
+            .field("role", &self.role)
             .field("address", &self.address)
             .field("stream_count", &self.keys.len())
             .field("deadline", &self.deadline)
@@ -131,6 +145,7 @@ impl fmt::Debug for Admission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Admission")
             .field("endpoint", &self.endpoint)
+            .field("role", &self.role)
             .field("stream_count", &self.keys.len())
             .field("expires", &self.expires)
             .finish()
@@ -145,8 +160,9 @@ mod tests {
     fn keys_are_never_printed() {
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let keys = vec![[0xab; 32]];
-        let dial = Dial { endpoint: EndpointId(1), address, keys: keys.clone(), deadline: Time::NEVER };
-        let admission = Admission { endpoint: EndpointId(1), keys, expires: Time::NEVER };
+        let dial =
+            Dial { endpoint: EndpointId(1), role: Role::Reads, address, keys: keys.clone(), deadline: Time::NEVER };
+        let admission = Admission { endpoint: EndpointId(1), role: Role::Serves, keys, expires: Time::NEVER };
         let printed = format!("{dial:?} {admission:?}");
         assert!(!printed.contains("171") && !printed.contains("ab, ab"), "{printed}");
         assert!(printed.contains("stream_count: 1"), "{printed}");

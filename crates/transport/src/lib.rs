@@ -28,9 +28,9 @@ mod metered;
 mod work;
 
 pub use copy::{CopySettings, CopyTransport};
-pub use endpoint::{Admission, Dial, Endpoint, EndpointId, Key, Transport};
+pub use endpoint::{Admission, Dial, Endpoint, EndpointId, Key, Role, Transport};
 pub use event::{Completion, Event};
 pub use fault::Fault;
 pub use faulty::{Act, Faulty, Script};
 pub use metered::{Counts, Metered, Totals};
-pub use work::{ReadWork, ServeWork, Source, Work, plan_fits};
+pub use work::{ReadWork, ServeWork, Source, Start, Work, plan_fits};

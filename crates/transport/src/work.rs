@@ -10,8 +10,13 @@ use kvferry_memory::Region;
 /// Where a read takes its bytes from.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// The far end of the endpoint, which was told to serve.
+    /// The far end of the endpoint, which was told to serve and sends when asked.
     Peer {
+        /// The id of the holder's [`ServeWork`].
+        work: WorkId,
+    },
+    /// The far end of the endpoint, which sends unasked. The read must be posted before the holder posts its work.
+    Pushed {
         /// The id of the holder's [`ServeWork`].
         work: WorkId,
     },
@@ -39,7 +44,16 @@ pub struct ReadWork {
     pub deadline: Time,
 }
 
-/// Lets the peer fetch a plan's bytes from a local region, once.
+/// What a holder waits for before it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The reader's fetch. The work completes when the last byte has left and its lease was live then.
+    Fetched,
+    /// Nothing. The work completes once the reader has said that every byte landed and was verified, or why not.
+    Pushed,
+}
+
+/// Moves a plan's bytes from a local region to the peer, once.
 #[derive(Clone, Debug)]
 pub struct ServeWork {
     /// Names the work in cancels, in its completion and in the peer's fetch.
@@ -50,6 +64,8 @@ pub struct ServeWork {
     pub source: Arc<Region>,
     /// The promise that they do not change; checked after the last byte, and told to the reader.
     pub lease: LeaseGate,
+    /// What sets it going.
+    pub start: Start,
     /// When the serving ends with [`Fault::Deadline`](crate::Fault::Deadline), fetched or not.
     pub deadline: Time,
 }

@@ -131,7 +131,7 @@ fn a_refusal() {
 fn lengths_that_were_not_asked_for() {
     for length in [0, BYTES + 1, 1 << 31, u32::MAX] {
         let mut asked = Asked::new();
-        let head = Frame::Piece { work: holder_id(WORK), tag: asked.tag, sequence: 0, length, checksum: 0 };
+        let head = Frame::Piece { work: holder_id(WORK), tag: asked.tag, sequence: 0, length, checksum: Some(0) };
         asked.say(&head.encode());
         asked.expect_protocol_fault();
     }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use kvferry_core::{Time, WorkId};
-use kvferry_transport::{Dial, EndpointId, Fault, Transport};
+use kvferry_transport::{Dial, EndpointId, Fault, Role, Transport};
 use kvferry_transport_tcp::Settings;
 use kvferry_transport_tcp::frame::{Frame, HEADER_BYTES, Outcome, Tag};
 
@@ -153,7 +153,7 @@ fn nobody_there() {
     let now = stage.now();
     stage
         .transport
-        .connect(now, Dial { endpoint: ENDPOINT, address, keys: vec![KEY], deadline: Time::NEVER })
+        .connect(now, Dial { endpoint: ENDPOINT, role: Role::Reads, address, keys: vec![KEY], deadline: Time::NEVER })
         .expect("dial");
     assert_eq!(stage.down(ENDPOINT), Fault::PeerClosed);
 }

@@ -13,7 +13,7 @@ use kvferry_core::plan::{GroupBlocks, Plan};
 use kvferry_core::{BlockIndex, Time, WorkId};
 use kvferry_memory::{Meter, Region};
 use kvferry_transport::{
-    Admission, Dial, Endpoint, EndpointId, Event, Fault, Key, ReadWork, ServeWork, Source, Transport, Work,
+    Admission, Dial, Endpoint, EndpointId, Event, Fault, Key, ReadWork, Role, ServeWork, Source, Start, Transport, Work,
 };
 use kvferry_transport_tcp::frame::{Frame, HEADER_BYTES, HELLO_BYTES, Outcome, Tag};
 use kvferry_transport_tcp::{Settings, TcpTransport};
@@ -174,7 +174,9 @@ impl Stage {
 
     pub(crate) fn admit(&mut self, endpoint: EndpointId, keys: &[Key], expires: Time) {
         let now = self.now();
-        self.transport.admit(now, Admission { endpoint, keys: keys.to_vec(), expires }).expect("admit");
+        self.transport
+            .admit(now, Admission { endpoint, role: Role::Serves, keys: keys.to_vec(), expires })
+            .expect("admit");
     }
 
     /// The transport holds, we read: an endpoint of one stream, up.
@@ -192,7 +194,9 @@ impl Stage {
         let listener = TcpListener::bind((LOCALHOST, 0)).expect("listen");
         let address = listener.local_addr().expect("ask for the address");
         let now = self.now();
-        self.transport.connect(now, Dial { endpoint, address, keys: keys.to_vec(), deadline }).expect("connect");
+        self.transport
+            .connect(now, Dial { endpoint, role: Role::Reads, address, keys: keys.to_vec(), deadline })
+            .expect("connect");
         let mut sockets: Vec<Option<TcpStream>> = keys.iter().map(|_| None).collect();
         for _ in keys {
             let mut socket = plain(listener.accept().expect("accept").0);
@@ -282,7 +286,7 @@ impl Stage {
     ) -> LeaseGate {
         let lease = LeaseGate::new(Time::NEVER);
         let (plan, source) = (Arc::clone(plan), Arc::clone(source));
-        let serve = ServeWork { id, plan, source, lease: lease.clone(), deadline };
+        let serve = ServeWork { id, plan, source, lease: lease.clone(), start: Start::Fetched, deadline };
         let now = self.now();
         self.endpoint(endpoint).post(now, Work::Serve(serve)).expect("post a serve");
         lease
@@ -343,7 +347,7 @@ pub(crate) fn content(region: &Region) -> Vec<u8> {
 /// A piece as a good holder makes it.
 pub(crate) fn piece(id: WorkId, tag: Tag, sequence: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a small piece");
-    let checksum = crc32c::crc32c(payload);
+    let checksum = Some(crc32c::crc32c(payload));
     let mut bytes = Frame::Piece { work: holder_id(id), tag, sequence, length, checksum }.encode().to_vec();
     bytes.extend_from_slice(payload);
     bytes

@@ -32,10 +32,13 @@ pub fn post_beyond_the_limit_is_handed_back(make: Make<'_>) -> Result<(), Violat
     for id in taken {
         stage.must_end(id, "Cancelled", |result| result == Err(Fault::Cancelled))?;
     }
-    if stage.is_pair() {
+    if stage.is_pair() && !stage.is_push() {
         stage.post_serve(beyond)?;
     }
     stage.post_read_once_there_is_room(beyond)?;
+    if stage.is_push() {
+        stage.post_serve(beyond)?;
+    }
     stage.must_succeed(beyond)?;
     stage.finish()
 }

@@ -22,6 +22,8 @@ pub struct Rig {
     pub reader: Seat,
     /// Where serves are posted. `None`: reads name the source region themselves.
     pub holder: Option<Seat>,
+    /// The holder pushes, instead of being fetched from.
+    pub pushes: bool,
     /// Works that the reader's endpoint takes at once.
     pub works_max: usize,
     /// How long a property waits before it calls a wait failed.
@@ -32,7 +34,7 @@ impl Rig {
     /// A transport that reads regions of its own node.
     #[must_use]
     pub fn alone(transport: Box<dyn Transport>, endpoint: EndpointId, works_max: usize) -> Self {
-        Self { reader: Seat { transport, endpoint }, holder: None, works_max, patience: PATIENCE }
+        Self { reader: Seat { transport, endpoint }, holder: None, pushes: false, works_max, patience: PATIENCE }
     }
 
     /// Two transports that have been told to connect and to admit; drives both until the endpoint is up at both ends.
@@ -66,6 +68,12 @@ impl Rig {
             }
         }
         let holder = Some(Seat { transport: holder, endpoint });
-        Self { reader: Seat { transport: reader, endpoint }, holder, works_max, patience: PATIENCE }
+        Self { reader: Seat { transport: reader, endpoint }, holder, pushes: false, works_max, patience: PATIENCE }
+    }
+
+    /// The same pair, with every transfer pushed.
+    #[must_use]
+    pub fn pushing(self) -> Self {
+        Self { pushes: true, ..self }
     }
 }

@@ -15,7 +15,7 @@ use super::shape::Shape;
 use super::transfer::Transfer;
 use super::violation::Violation;
 use super::{Clock, Make, Rig, Seat};
-use crate::{Event, Fault, ReadWork, ServeWork, Source, Work};
+use crate::{Event, Fault, ReadWork, ServeWork, Source, Start, Work};
 
 /// How long an idle rig sleeps at most before it is looked at again.
 const NAP_MAX: Duration = Duration::from_millis(20);
@@ -76,6 +76,11 @@ impl Stage {
         self.rig.holder.is_some()
     }
 
+    /// Whether the holder sends without being asked.
+    pub(super) const fn is_push(&self) -> bool {
+        self.rig.pushes
+    }
+
     pub(super) const fn works_max(&self) -> usize {
         self.rig.works_max
     }
@@ -107,6 +112,10 @@ impl Stage {
 
     /// Posts what moves the transfer: a serve, if the rig is a pair, and a read.
     pub(super) fn post(&mut self, index: usize) -> Result<(), Violation> {
+        if self.is_push() {
+            self.post_read(index)?;
+            return self.post_serve(index);
+        }
         if self.is_pair() {
             self.post_serve(index)?;
         }
@@ -141,13 +150,16 @@ impl Stage {
             plan: Arc::clone(plan),
             source: Arc::clone(source),
             lease: lease.clone(),
+            start: if self.rig.pushes { Start::Pushed } else { Start::Fetched },
             deadline: *deadline,
         })
     }
 
     pub(super) fn read_work(&self, index: usize) -> Work {
         let Transfer { plan, source, target, lease, deadline, read, serve, .. } = &self.transfers[index];
-        let source = if self.is_pair() {
+        let source = if self.rig.pushes {
+            Source::Pushed { work: *serve }
+        } else if self.is_pair() {
             Source::Peer { work: *serve }
         } else {
             Source::Region { region: Arc::clone(source), lease: lease.clone() }
