@@ -9,13 +9,17 @@
 //! A daemon that does not answer costs an engine nothing but recompute: calls fail at once while there is no connection,
 //! and after `reply_timeout` when there is one. The region is sent again after each reconnect, so a restarted daemon
 //! serves the same engine.
-#![forbid(unsafe_code)]
+//!
+//! Unsafe code lives in [`ring`] alone, which maps the memory that client and daemon share.
+#![deny(unsafe_code)]
 
 mod client;
 mod connection;
 mod event;
 mod frame;
 mod request;
+#[expect(unsafe_code, reason = "the rings are in memory that another process writes")]
+pub mod ring;
 
 pub use client::{Client, ClientConfig, ClientError};
 pub use event::Event;
