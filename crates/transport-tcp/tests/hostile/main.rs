@@ -6,6 +6,7 @@
 mod door;
 mod holder;
 mod mutation;
+mod push;
 mod reader;
 mod silence;
 mod stage;
