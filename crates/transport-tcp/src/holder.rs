@@ -15,6 +15,8 @@
 //! Limits: `works_max` works; as many early fetches a stream, each for `fetch_ahead_max`, then it is refused. Failure:
 //! a reader that breaks the rules is [`Fault::Protocol`], which ends the endpoint.
 
+mod push;
+
 use std::collections::HashMap;
 
 use kvferry_core::plan::{Cursor, Side};
@@ -24,7 +26,7 @@ use slab::Slab;
 
 use crate::early::{EarlyFetches, Fetch};
 use crate::frame::{Frame, HEADER_BYTES, Outcome, Tag};
-use crate::outflow::{Outflow, Outgoing};
+use crate::outflow::{COPY_BYTES_MAX, Closing, Outflow, Outgoing};
 use crate::pace::Pace;
 use crate::serve::{Part, Serve};
 use crate::settings::Settings;
@@ -260,35 +262,6 @@ impl HolderSide {
         }
     }
 
-    /// The reader says how a push ended. It may have crossed our own end of it, then there is nothing left to end.
-    fn handle_receipt(
-        &mut self,
-        streams: &mut [Stream],
-        work: WorkId,
-        outcome: Outcome,
-        done: &mut Vec<Completion>,
-    ) -> Result<(), Fault> {
-        let Some(slot) = self.pushed(work) else { return Ok(()) };
-        let fault = match outcome {
-            // It has all of what was not sent?
-            Outcome::Live if self.serves[slot].parts_open > 0 => return Err(Fault::Protocol),
-            Outcome::Live => {
-                self.complete(slot, done);
-                return Ok(());
-            }
-            Outcome::Corrupt => Fault::ChecksumMismatch,
-            Outcome::Deadline => Fault::Deadline,
-            Outcome::LeaseEnded => Fault::LeaseEnded,
-            Outcome::Stopped | Outcome::Withdrawn => Fault::Cancelled,
-        };
-        self.end(streams, slot, Outcome::Stopped, fault, done);
-        Ok(())
-    }
-
-    fn pushed(&self, work: WorkId) -> Option<usize> {
-        self.ids.get(&work).copied().filter(|&slot| self.serves[slot].is_pushed)
-    }
-
     /// Sends on one stream until it takes no more, or `calls` system calls were made.
     pub(crate) fn send(
         &mut self,
@@ -323,18 +296,6 @@ impl HolderSide {
         Ok(())
     }
 
-    /// Begins every part of a push.
-    fn offer(&mut self, streams: &mut [Stream], slot: usize) {
-        let serve = &mut self.serves[slot];
-        let offer = Frame::Offer { work: serve.id, digest: serve.digest }.encode();
-        for ((part, outflow), stream) in serve.parts.iter_mut().zip(&mut self.outflows).zip(streams) {
-            let Some(part) = part else { continue };
-            part.tag = Some(Tag::PUSHED);
-            stream.push(&offer);
-            outflow.enqueue(slot, part, self.turn);
-        }
-    }
-
     /// Begins a part whose fetch and work have both come.
     fn start(&mut self, streams: &mut [Stream], slot: usize, fetch: &Fetch) {
         let (serve, outflow) = (&mut self.serves[slot], &mut self.outflows[fetch.stream]);
@@ -367,6 +328,23 @@ impl HolderSide {
             let serve = &mut self.serves[slot];
             let Some(part) = &mut serve.parts[index] else { continue };
             let Some(tag) = part.tag else { continue };
+            let outflow = &mut self.outflows[index];
+            if part.cursor.remaining() <= COPY_BYTES_MAX {
+                if !outflow.can_copy() {
+                    outflow.ready.push_front(slot);
+                    break;
+                }
+                let (copy, checksum) = outflow.copy(&mut part.cursor, &serve.source, self.checksums)?;
+                let length = u32::try_from(copy.len() - HEADER_BYTES).map_err(|_| Fault::OutOfBounds)?;
+                let piece = Frame::Piece { work: serve.id, tag, sequence: part.sequence, length, checksum };
+                outflow.head(&copy, &piece.encode());
+                outflow.closing.push_back(Closing { slot, turn: self.turn, copied: Some(copy) });
+                self.pace.spend(now, length);
+                if !self.pace.admits(now) {
+                    break;
+                }
+                continue;
+            }
             let length = self.outflows[index].load(&mut part.cursor, self.piece_bytes)?;
             let checksum = self.checksums.then(|| self.outflows[index].sum(&serve.source)).transpose()?;
             let piece = Frame::Piece { work: serve.id, tag, sequence: part.sequence, length, checksum };
@@ -388,13 +366,20 @@ impl HolderSide {
 
     /// Queues the trailers of the parts whose last byte left in an earlier turn.
     fn close_parts(&mut self, streams: &mut [Stream], index: usize, now: Time, done: &mut Vec<Completion>) {
-        while let Some((slot, _)) = self.outflows[index].closing.pop_front_if(|(_, turn)| *turn < self.turn) {
+        while let Some(closing) = self.outflows[index].closing.pop_front_if(|closing| closing.turn < self.turn) {
+            let slot = closing.slot;
             // The bytes were read before this, on whatever processor: the gate must not be looked at any earlier.
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             let serve = &mut self.serves[slot];
             if !serve.lease.is_live(now) {
                 self.end(streams, slot, Outcome::LeaseEnded, Fault::LeaseEnded, done);
                 continue;
+            }
+            if let Some(copy) = closing.copied
+                && let Some(part) = &mut serve.parts[index]
+            {
+                part.sent += (copy.len() - HEADER_BYTES) as u64;
+                streams[index].push(self.outflows[index].copied(copy));
             }
             streams[index].push(&serve.trailer(index, Outcome::Live));
             serve.parts_open -= 1;

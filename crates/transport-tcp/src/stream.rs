@@ -91,7 +91,7 @@ impl Stream {
         self.hangup
     }
 
-    /// Queues a frame without payload, or the hello.
+    /// Queues a frame without payload, the hello, or a small piece.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         if self.control_start == self.control.len() {
             self.control.clear();

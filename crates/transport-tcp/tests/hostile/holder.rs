@@ -13,6 +13,8 @@ const WORK: WorkId = WorkId(5);
 const TAG: Tag = Tag(77);
 /// More than the kernel buffers of both ends take.
 const LARGE: u32 = 64 << 20;
+/// More than a holder copies.
+const MEDIUM: u32 = 40_000;
 const SMALL: u32 = 10_000;
 
 /// What a reader got for one fetch: the payload, and how it ended.
@@ -240,19 +242,35 @@ fn a_lease_that_ended_before_the_fetch() {
 #[test]
 fn a_lease_that_ends_between_the_last_byte_and_the_trailer() {
     let mut stage = Stage::new(&Settings::default());
-    let (plan, source) = (whole(SMALL), region(SMALL, 0xab));
+    let (plan, source) = (whole(MEDIUM), region(MEDIUM, 0xab));
     let mut socket = stage.play_reader(ENDPOINT);
     let lease = stage.serve_work(ENDPOINT, WORK, &plan, &source);
     let before = stage.transport.counters().bytes_sent;
     stage.write(&mut socket, &Frame::Fetch { work: WORK, tag: TAG, digest: plan.digest() }.encode());
     stage.until("the last byte to leave", |stage| {
-        (stage.transport.counters().bytes_sent - before >= u64::from(SMALL)).then_some(())
+        (stage.transport.counters().bytes_sent - before >= u64::from(MEDIUM)).then_some(())
     });
     lease.close();
     let mut verified = true;
     let (payload, end) = drain(&mut stage, &mut socket, &mut verified);
-    assert!(verified && payload.len() == 10_000);
-    assert_eq!(end, trailer(u64::from(SMALL), plan.digest(), Outcome::LeaseEnded));
+    assert!(verified && payload.len() == 40_000);
+    assert_eq!(end, trailer(u64::from(MEDIUM), plan.digest(), Outcome::LeaseEnded));
+    assert_eq!(stage.result(WORK), Err(Fault::LeaseEnded));
+}
+
+#[test]
+fn a_lease_that_ends_between_the_copy_and_the_send_of_a_small_part() {
+    let mut stage = Stage::new(&Settings::default());
+    let (plan, source) = (whole(SMALL), region(SMALL, 0xab));
+    let mut socket = stage.play_reader(ENDPOINT);
+    let lease = stage.serve_work(ENDPOINT, WORK, &plan, &source);
+    stage.settle();
+    stage.write(&mut socket, &Frame::Fetch { work: WORK, tag: TAG, digest: plan.digest() }.encode());
+    stage.turn_once_readable();
+    lease.close();
+    let (payload, end) = drain(&mut stage, &mut socket, &mut true);
+    assert!(payload.is_empty(), "bytes of an ended lease have left");
+    assert_eq!(end, trailer(0, plan.digest(), Outcome::LeaseEnded));
     assert_eq!(stage.result(WORK), Err(Fault::LeaseEnded));
 }
 

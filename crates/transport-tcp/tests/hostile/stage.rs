@@ -117,6 +117,15 @@ impl Stage {
         self.until("quiet", |stage| (!stage.turn()).then_some(()));
     }
 
+    /// Waits for the transport to have something to do, then lets it have one turn.
+    pub(crate) fn turn_once_readable(&mut self) {
+        let fd = self.transport.wait_fd().expect("an epoll");
+        let timeout = Timespec::try_from(PATIENCE).expect("a short wait");
+        let ready = poll(&mut [PollFd::new(&fd.as_fd(), PollFlags::IN)], Some(&timeout)).expect("poll");
+        assert_eq!(ready, 1, "nothing came");
+        self.turn();
+    }
+
     /// Reads exactly `length` bytes that the transport sends.
     pub(crate) fn read(&mut self, socket: &mut TcpStream, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
