@@ -18,8 +18,11 @@
 
 mod create;
 mod error;
+#[cfg(target_arch = "x86_64")]
+mod fold;
 mod meter;
 mod region;
+mod sum;
 
 pub use create::create;
 pub use error::{CreateError, MapError, OutOfBounds};
