@@ -16,6 +16,11 @@ use raw::RawConfig;
 /// What a config must say to let daemons talk in the clear beyond loopback.
 pub(crate) const PLAINTEXT_WORDS: &str = "anyone on this network may read and forge KV cache";
 
+/// Peers that a config may name.
+const PEERS_KNOWN_MAX: usize = 256;
+/// Bytes of a `host:port`: the longest name that DNS has, and the port.
+const ADDRESS_LENGTH_MAX: usize = 253 + 6;
+
 /// What the daemon runs with.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -26,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) peer_data_port: u16,
     pub(crate) peer_advertise: Option<String>,
     pub(crate) peer_allow: Vec<AllowedPeer>,
+    /// `host:port` of peers that are called from the start, and for ever.
+    pub(crate) peer_known: Vec<String>,
     pub(crate) peer_streams: usize,
     pub(crate) peer_tls: Option<TlsFiles>,
     pub(crate) admin_listen: SocketAddr,
@@ -52,6 +59,9 @@ pub(crate) struct Limits {
     pub(crate) lease_max: Duration,
     pub(crate) transfer_deadline_max: Duration,
     pub(crate) connect_max: Duration,
+    pub(crate) reconnect_min: Duration,
+    pub(crate) reconnect_max: Duration,
+    pub(crate) peer_idle_max: Duration,
     pub(crate) spin: Duration,
     pub(crate) peer_bytes_per_second_max: Option<u64>,
 }
@@ -114,7 +124,7 @@ impl Config {
     fn parse(text: &str) -> Result<Self> {
         // The error shows the line and marks the place.
         let RawConfig { node, attach, peer, admin, limits } = toml::from_str(text)?;
-        let raw::Peer { listen, data_port, advertise, allow, streams, tls, plaintext_beyond_loopback } = peer;
+        let raw::Peer { listen, data_port, advertise, allow, known, streams, tls, plaintext_beyond_loopback } = peer;
         let config = Self {
             node: node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
             attach_directory: attach.directory,
@@ -127,6 +137,7 @@ impl Config {
                 None if tls.is_some() => vec![AllowedPeer::Any],
                 None => vec![AllowedPeer::Loopback],
             },
+            peer_known: known,
             peer_streams: usize::from(streams),
             peer_tls: tls.map(|raw::Tls { certificate, key, authority, name }| TlsFiles {
                 certificate,
@@ -140,10 +151,11 @@ impl Config {
         ensure!((1..=64).contains(&config.node.len()), "node: a name of 1 to 64 bytes");
         ensure!((1..=16).contains(&config.peer_streams), "peer.streams: 1 to 16");
         if let Some(address) = &config.peer_advertise {
-            ensure!(
-                address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()),
-                "peer.advertise: {address:?} is not host:port"
-            );
+            ensure!(is_host_and_port(address), "peer.advertise: {address:?} is not host:port");
+        }
+        ensure!(config.peer_known.len() <= PEERS_KNOWN_MAX, "peer.known: at most {PEERS_KNOWN_MAX} peers");
+        for address in &config.peer_known {
+            ensure!(is_host_and_port(address), "peer.known: {address:?} is not host:port");
         }
         if config.peer_tls.is_none() && !config.peer_listen.ip().is_loopback() {
             match plaintext_beyond_loopback.as_deref() {
@@ -187,6 +199,14 @@ impl Config {
     }
 }
 
+/// Whether this can be called: a name or an address, and a port that is not 0.
+pub(crate) fn is_host_and_port(text: &str) -> bool {
+    let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
+    let parts = text.rsplit_once(':');
+    text.len() <= ADDRESS_LENGTH_MAX
+        && parts.is_some_and(|(host, at)| !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic()) && port(at))
+}
+
 impl raw::Limits {
     fn check(self) -> Result<Limits> {
         let Self {
@@ -197,6 +217,9 @@ impl raw::Limits {
             lease_ms_max,
             transfer_deadline_ms_max,
             connect_ms_max,
+            reconnect_ms_min,
+            reconnect_ms_max,
+            peer_idle_s_max,
             spin_us,
             peer_bytes_per_second_max,
         } = self;
@@ -204,6 +227,10 @@ impl raw::Limits {
             ensure!((low..=high).contains(&value), "limits.{name} = {value}: {low} to {high}");
             Ok(value)
         };
+        ensure!(
+            reconnect_ms_min <= reconnect_ms_max,
+            "limits.reconnect_ms_min = {reconnect_ms_min}: at most limits.reconnect_ms_max, {reconnect_ms_max}"
+        );
         let count = |name: &str, value: u64, high: u64| -> Result<usize> {
             Ok(usize::try_from(within(name, value, 1, high)?)?)
         };
@@ -220,6 +247,9 @@ impl raw::Limits {
                 86_400_000,
             )?),
             connect_max: Duration::from_millis(within("connect_ms_max", connect_ms_max, 1, 60_000)?),
+            reconnect_min: Duration::from_millis(within("reconnect_ms_min", reconnect_ms_min, 1, 10_000)?),
+            reconnect_max: Duration::from_millis(within("reconnect_ms_max", reconnect_ms_max, 1, 600_000)?),
+            peer_idle_max: Duration::from_secs(within("peer_idle_s_max", peer_idle_s_max, 1, 604_800)?),
             spin: Duration::from_micros(within("spin_us", spin_us, 0, 10_000)?),
             peer_bytes_per_second_max: match peer_bytes_per_second_max {
                 0 => None,

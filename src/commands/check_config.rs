@@ -24,6 +24,9 @@ impl CheckConfig {
         let tls = if config.peer_tls.is_some() { "mutual TLS" } else { "in the clear" };
         println!("  peers       {} ({tls}, {} streams a peer)", config.peer_listen, config.peer_streams);
         println!("  may call    {:?}", config.peer_allow);
+        if !config.peer_known.is_empty() {
+            println!("  calls       {}", config.peer_known.join(", "));
+        }
         println!("  admin       http://{}/metrics", config.admin_listen);
         if let Some(warning) = config.in_the_clear() {
             println!("  careful     {warning}");

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 
 use super::ask::Ask;
-use crate::daemon::status::Status;
+use crate::daemon::status::{PeerStatus, Status};
 
 /// Shows what this node's daemon holds and does.
 #[derive(Args, Debug)]
@@ -32,6 +32,24 @@ impl ShowStatus {
 fn mebibytes(bytes: u64) -> String {
     // Three digits behind the point are exact enough for people.
     format!("{}.{:03} MiB", bytes >> 20, ((bytes & ((1 << 20) - 1)) * 1000) >> 20)
+}
+
+/// One line: who, in which state, since when, and what is wrong.
+fn peer_line(peer: &PeerStatus) -> String {
+    let mut line = format!("{:<3}  {}  {} for {} s", peer.direction, peer.peer, peer.state, peer.for_ms / 1000);
+    if peer.configured {
+        line += "  configured";
+    }
+    if peer.tries > 0 {
+        line += &format!("  {} tries", peer.tries);
+    }
+    if !peer.fault.is_empty() {
+        line += &format!("  last fault: {}", peer.fault);
+    }
+    if peer.direction == "in" {
+        line += &format!("  idle for {} s", peer.idle_ms / 1000);
+    }
+    line
 }
 
 fn print(status: &Status) {
@@ -72,8 +90,7 @@ fn print(status: &Status) {
     }
     println!("\npeers ({})", status.peers.len());
     for peer in &status.peers {
-        let state = if peer.up { "up" } else { "connecting" };
-        println!("  {:<3}  {}  {state}", peer.direction, peer.peer);
+        println!("  {}", peer_line(peer));
     }
     let transfers = &status.transfers;
     println!(

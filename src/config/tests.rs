@@ -42,7 +42,13 @@ fn limits_have_limits() {
         ("[limits]\ntransfers_max = 0", "transfers_max"),
         ("[limits]\nlease_ms_max = 99999999999", "lease_ms_max"),
         ("[limits]\npeer_bytes_per_second_max = 1", "peer_bytes_per_second_max"),
+        ("[limits]\nreconnect_ms_max = 600001", "reconnect_ms_max"),
+        ("[limits]\nreconnect_ms_min = 0", "reconnect_ms_min"),
+        ("[limits]\nreconnect_ms_min = 3000", "at most limits.reconnect_ms_max"),
+        ("[limits]\npeer_idle_s_max = 0", "peer_idle_s_max"),
         ("[peer]\nstreams = 17", "peer.streams"),
+        ("[peer]\nknown = [\"10.0.0.1:7405\", \"10.0.0.2\"]", "\"10.0.0.2\" is not host:port"),
+        ("[peer]\nknown = [\"10.0.0.1:0\"]", "host:port"),
         ("node = \"\"", "node"),
     ] {
         assert!(refusal(text).contains(word), "{text}");

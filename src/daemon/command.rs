@@ -58,7 +58,7 @@ pub(crate) enum Command {
     /// Answers to what the hub asked of peers.
     LinkAnswered {
         address: String,
-        result: Result<Opened, Failure>,
+        result: Result<Opened, NotOpened>,
     },
     ConfirmAnswered {
         work: WorkId,
@@ -70,10 +70,18 @@ pub(crate) enum Command {
     },
 }
 
-/// A holder that let us in.
+/// Why a peer did not let us in: for the transfers that wait, and for people.
+pub(crate) struct NotOpened {
+    pub(crate) failure: Failure,
+    pub(crate) message: String,
+}
+
+/// A peer that let us in.
 pub(crate) struct Opened {
     pub(crate) channel: Channel,
     pub(crate) endpoint: u64,
+    /// The life it is in.
+    pub(crate) epoch: u64,
     pub(crate) keys: Vec<Key>,
     pub(crate) data: SocketAddr,
 }

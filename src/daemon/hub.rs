@@ -20,15 +20,18 @@ use kvferry_memory::Meter;
 use kvferry_proto::v1::{self, from_daemon, to_daemon};
 use kvferry_transport::{EndpointId, Event};
 use tokio::sync::mpsc;
+use tonic::transport::Channel;
 
 use super::clock::Clock;
 use super::command::{Command, SessionId};
 use super::data::{DataCommand, DataHandle, Via};
 use super::engines::{Engines, Session};
-use super::links::Links;
+use super::link_table::{LinkLimits, LinkTable, Origin};
+use super::links::LINKS_MAX;
 use super::metrics::Metrics;
 use super::outbound::Outbound;
 use super::reader::Reading;
+use super::remembered::Remembered;
 use super::serving::{Admitted, Serving};
 use super::status::FinishedTransfer;
 use crate::config::Config;
@@ -54,9 +57,12 @@ pub(crate) struct Hub {
     pub(super) reading: HashMap<WorkId, Reading>,
     pub(super) by_key: HashMap<(SessionId, u64), WorkId>,
     pub(super) deadlines: BTreeSet<(Time, WorkId)>,
-    pub(super) links: Links,
+    pub(super) links: LinkTable<Channel>,
     /// Endpoints that peers opened here.
     pub(super) admitted: HashMap<EndpointId, Admitted>,
+    /// Somebody came or went since `remembered` was told.
+    pub(super) peers_changed: bool,
+    pub(super) remembered: Remembered,
     pub(super) outbound: Outbound,
     pub(super) data: DataHandle,
     pub(super) meter: Meter,
@@ -77,6 +83,7 @@ pub(crate) struct HubParts {
     pub(crate) outbound: Outbound,
     pub(crate) data: DataHandle,
     pub(crate) metrics: Metrics,
+    pub(crate) remembered: Remembered,
 }
 
 impl Hub {
@@ -87,7 +94,14 @@ impl Hub {
             blocks_max: limits.lease_blocks_max,
             duration_max: limits.lease_max,
         });
-        let HubParts { clock, config, epoch, ticket_key, advertise, data_port, outbound, data, metrics } = parts;
+        let HubParts { clock, config, epoch, ticket_key, advertise, data_port, outbound, data, metrics, remembered } =
+            parts;
+        let links = LinkTable::new(LinkLimits {
+            links_max: LINKS_MAX,
+            retry_min: limits.reconnect_min,
+            retry_max: limits.reconnect_max,
+            idle_max: limits.peer_idle_max,
+        });
         Self {
             clock,
             config,
@@ -102,8 +116,10 @@ impl Hub {
             reading: HashMap::new(),
             by_key: HashMap::new(),
             deadlines: BTreeSet::new(),
-            links: Links::default(),
+            links,
             admitted: HashMap::new(),
+            peers_changed: false,
+            remembered,
             outbound,
             data,
             meter: Meter::new(),
@@ -114,10 +130,25 @@ impl Hub {
         }
     }
 
-    /// Runs until every sender of commands is gone.
-    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut events: mpsc::Receiver<Event>) {
+    /// Runs until every sender of commands is gone. Calls the peers of the config, and `recalled` ones.
+    pub(crate) async fn run(
+        mut self,
+        recalled: Vec<String>,
+        mut commands: mpsc::Receiver<Command>,
+        mut events: mpsc::Receiver<Event>,
+    ) {
+        let config = Arc::clone(&self.config);
+        let configured = config.peer_known.iter().map(|address| (address, Origin::Configured));
+        for (address, origin) in configured.chain(recalled.iter().map(|address| (address, Origin::Learnt))) {
+            self.learn(address, origin, None);
+        }
+        self.drive_links().await;
         loop {
-            let deadline = [self.leases.poll_deadline(), self.deadlines.first().map(|(time, _)| *time)];
+            let deadline = [
+                self.leases.poll_deadline(),
+                self.deadlines.first().map(|(time, _)| *time),
+                self.links.poll_deadline(),
+            ];
             let wake = self.clock.instant(deadline.into_iter().flatten().min().unwrap_or(Time::NEVER));
             tokio::select! {
                 command = commands.recv() => match command {
@@ -129,6 +160,7 @@ impl Hub {
             }
             self.handle_timeouts().await;
             self.settle_leases().await;
+            self.drive_links().await;
             self.observe();
         }
     }
@@ -221,6 +253,7 @@ impl Hub {
             },
             Event::EndpointDown(endpoint, fault) => {
                 if let Some(Admitted { peer, .. }) = self.admitted.remove(&endpoint) {
+                    self.peers_changed = true;
                     tracing::debug!(peer, endpoint = endpoint.0, %fault, "peer's endpoint is down");
                 }
                 self.handle_link_down(endpoint, fault).await;
@@ -300,6 +333,7 @@ impl Hub {
             self.serving.len(),
             &self.meter,
         );
+        self.metrics.links(self.links.iter().map(|link| link.state), self.admitted.len());
     }
 
     pub(super) fn uptime(&self) -> Duration {

@@ -15,6 +15,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::link_table::LINK_STATES;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Reason {
     reason: &'static str,
@@ -24,6 +31,12 @@ struct Reason {
 #[derive(Clone)]
 pub(crate) struct Metrics {
     engines: Gauge,
+    links_in: Gauge,
+    links_out: Family<State, Gauge>,
+    links_refused: Counter,
+    link_tries: Counter,
+    link_ups: Counter,
+    link_downs: Counter,
     regions: Gauge<i64>,
     region_bytes: Gauge<i64>,
     leases: Gauge,
@@ -45,6 +58,12 @@ impl Metrics {
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             engines: Gauge::default(),
+            links_in: Gauge::default(),
+            links_out: Family::default(),
+            links_refused: Counter::default(),
+            link_tries: Counter::default(),
+            link_ups: Counter::default(),
+            link_downs: Counter::default(),
             regions: Gauge::default(),
             region_bytes: Gauge::default(),
             leases: Gauge::default(),
@@ -65,6 +84,12 @@ impl Metrics {
         let mut of = registry.sub_registry_with_prefix("kvferry");
         let registry = &mut of;
         registry.register("daemon_engines", "Engines attached", metrics.engines.clone());
+        registry.register("link_in", "Endpoints that peers hold here", metrics.links_in.clone());
+        registry.register("link_out", "Links to peers, by state", metrics.links_out.clone());
+        registry.register("link_refused", "Endpoints refused to peers", metrics.links_refused.clone());
+        registry.register("link_tries", "Calls for an endpoint at a peer that ended", metrics.link_tries.clone());
+        registry.register("link_ups", "Links that came up", metrics.link_ups.clone());
+        registry.register("link_downs", "Links that went down", metrics.link_downs.clone());
         registry.register("memory_regions", "Regions mapped", metrics.regions.clone());
         registry.register("memory_region_bytes", "Bytes of regions mapped", metrics.region_bytes.clone());
         registry.register("lease_live", "Leases that have not ended", metrics.leases.clone());
@@ -94,6 +119,36 @@ impl Metrics {
         self.serving.set(number(serving));
         self.regions.set(i64::try_from(meter.regions()).unwrap_or(i64::MAX));
         self.region_bytes.set(i64::try_from(meter.bytes()).unwrap_or(i64::MAX));
+    }
+
+    /// States of the links to peers, and how many endpoints peers hold here.
+    pub(super) fn links<'a>(&self, states: impl Iterator<Item = &'a str>, inward: usize) {
+        let mut counts = LINK_STATES.map(|_| 0_i64);
+        for state in states {
+            for (count, _) in counts.iter_mut().zip(LINK_STATES).filter(|(_, word)| *word == state) {
+                *count += 1;
+            }
+        }
+        for (state, count) in LINK_STATES.into_iter().zip(counts) {
+            self.links_out.get_or_create(&State { state }).set(count);
+        }
+        self.links_in.set(i64::try_from(inward).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn link_tried(&self) {
+        self.link_tries.inc();
+    }
+
+    pub(super) fn link_came_up(&self) {
+        self.link_ups.inc();
+    }
+
+    pub(super) fn link_went_down(&self) {
+        self.link_downs.inc();
+    }
+
+    pub(super) fn link_refused(&self) {
+        self.links_refused.inc();
     }
 
     pub(super) fn lease_granted(&self) {

@@ -18,11 +18,13 @@ mod command;
 mod data;
 mod engines;
 mod hub;
+mod link_table;
 mod links;
 mod metrics;
 mod outbound;
 mod peer_service;
 mod reader;
+mod remembered;
 mod serving;
 pub(crate) mod status;
 mod wire;
@@ -49,8 +51,9 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTls
 use self::clock::Clock;
 use self::hub::{Hub, HubParts};
 use self::metrics::Metrics;
-use self::outbound::{MESSAGE_BYTES_MAX, Outbound};
+use self::outbound::{Greeting, MESSAGE_BYTES_MAX, Outbound};
 use self::peer_service::PeerService;
+use self::remembered::{Remembered, recall};
 use crate::config::{Config, TlsFiles};
 use crate::random;
 
@@ -116,6 +119,9 @@ impl Daemon {
             events,
         )?;
         let advertise = config.peer_advertise.clone().unwrap_or_else(|| peer.to_string());
+        let greeting = Greeting { address: advertise.clone(), epoch: epoch.0 };
+        let remembered = config.attach_directory.join("kvferry.peers");
+        let recalled = recall(&remembered);
         let hub = Hub::new(HubParts {
             clock,
             config: Arc::clone(&config),
@@ -123,14 +129,15 @@ impl Daemon {
             ticket_key: TicketKey(random::key()?),
             advertise,
             data_port: data.port(),
-            outbound: Outbound::new(Arc::clone(&config), client_tls, commands.downgrade()),
+            outbound: Outbound::new(Arc::clone(&config), client_tls, greeting, commands.downgrade()),
             data: data_handle,
             metrics,
+            remembered: Remembered::start(remembered),
         });
 
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(hub.run(inbox, outbox));
+        tasks.spawn(hub.run(recalled, inbox, outbox));
         tasks.spawn(attach::serve(attach_listener, Arc::clone(&config), commands.clone(), stop.clone()));
         let admin_served = admin::serve(admin_listener, registry, commands.downgrade(), stop.clone());
         tasks.spawn(async move {
@@ -138,7 +145,7 @@ impl Daemon {
                 tracing::error!("failed to serve the admin port: {error:#}");
             }
         });
-        let service = PeerService { config: Arc::clone(&config), daemon_epoch: epoch.0, commands };
+        let service = PeerService { commands };
         let service = PeerServer::new(service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use kvferry_core::WorkId;
 use kvferry_core::transfer::Failure;
-use kvferry_proto::v1::{self, peer_client::PeerClient};
+use kvferry_proto::v1::{self, Refusal, peer_client::PeerClient};
 use kvferry_transport::EndpointId;
 use tokio::sync::{Semaphore, mpsc};
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
-use super::command::{Command, Opened};
+use super::command::{Command, NotOpened, Opened};
 use crate::config::Config;
 
 /// Best-effort calls (release, cancel) at one time. More are dropped: the lease's deadline stands behind them.
@@ -20,32 +20,45 @@ const BEST_EFFORT_MAX: usize = 64;
 /// The longest message a peer may send: block lists of the largest transfer.
 pub(super) const MESSAGE_BYTES_MAX: usize = 32 << 20;
 
+/// What a call for an endpoint says about who calls: enough to be called back.
+pub(crate) struct Greeting {
+    /// `host:port`, as our tickets name us.
+    pub(crate) address: String,
+    /// The life of this daemon.
+    pub(crate) epoch: u64,
+}
+
 /// Knows how to call peers.
 pub(crate) struct Outbound {
     config: Arc<Config>,
     tls: Option<ClientTlsConfig>,
+    greeting: Arc<Greeting>,
     commands: mpsc::WeakSender<Command>,
     best_effort: Arc<Semaphore>,
 }
 
 impl Outbound {
-    pub(crate) fn new(config: Arc<Config>, tls: Option<ClientTlsConfig>, commands: mpsc::WeakSender<Command>) -> Self {
-        Self { config, tls, commands, best_effort: Arc::new(Semaphore::new(BEST_EFFORT_MAX)) }
+    pub(crate) fn new(
+        config: Arc<Config>,
+        tls: Option<ClientTlsConfig>,
+        greeting: Greeting,
+        commands: mpsc::WeakSender<Command>,
+    ) -> Self {
+        let best_effort = Arc::new(Semaphore::new(BEST_EFFORT_MAX));
+        Self { config, tls, greeting: Arc::new(greeting), commands, best_effort }
     }
 
     /// Asks a peer for an endpoint; answers with [`Command::LinkAnswered`].
     pub(super) fn open(&self, address: String) {
         let (config, tls, commands) = (Arc::clone(&self.config), self.tls.clone(), self.commands.clone());
+        let greeting = Arc::clone(&self.greeting);
         tokio::spawn(async move {
             let limit = config.limits.connect_max;
-            let result = match tokio::time::timeout(limit, open(&config, tls, &address)).await {
+            let result = match tokio::time::timeout(limit, open(&config, tls, &greeting, &address)).await {
                 Ok(result) => result,
                 Err(_) => Err((Failure::Unreachable, anyhow::anyhow!("no answer within {limit:?}"))),
             };
-            let result = result.map_err(|(failure, error)| {
-                tracing::warn!(peer = address, "failed to open a link: {error:#}");
-                failure
-            });
+            let result = result.map_err(|(failure, error)| NotOpened { failure, message: format!("{error:#}") });
             if let Some(commands) = commands.upgrade() {
                 drop(commands.send(Command::LinkAnswered { address, result }).await);
             }
@@ -137,22 +150,34 @@ async fn connect(
 async fn open(
     config: &Config,
     tls: Option<ClientTlsConfig>,
+    greeting: &Greeting,
     address: &str,
 ) -> Result<Opened, (Failure, anyhow::Error)> {
     let (channel, called) = connect(config, tls, address).await?;
     let stream_count = u32::try_from(config.peer_streams).unwrap_or(1);
-    let request = v1::OpenEndpointRequest { protocol: v1::PROTOCOL, stream_count, node: config.node.clone() };
+    let request = v1::OpenEndpointRequest {
+        protocol: v1::PROTOCOL,
+        stream_count,
+        node: config.node.clone(),
+        address: greeting.address.clone(),
+        daemon_epoch: greeting.epoch,
+    };
     let reply = client(channel.clone()).open_endpoint(request).await.context("open an endpoint");
     let reply = reply.map_err(|error| (Failure::Unreachable, error))?.into_inner();
+    if reply.refusal() != Refusal::Unspecified {
+        let failure = if reply.refusal() == Refusal::Limit { Failure::Limit } else { Failure::Unreachable };
+        return Err((failure, anyhow::anyhow!("the peer refused: {}", reply.message)));
+    }
     let keys: Result<Vec<_>, _> = reply.keys.iter().map(|key| key.as_slice().try_into()).collect();
     let port = u16::try_from(reply.data_port).ok().filter(|port| *port != 0);
     match (keys, port) {
-        (Ok(keys), Some(port)) if keys.len() == config.peer_streams && reply.endpoint != 0 => {
-            Ok(Opened { channel, endpoint: reply.endpoint, keys, data: SocketAddr::new(called.ip(), port) })
-        }
-        _ => Err((
-            Failure::Unreachable,
-            anyhow::anyhow!("the peer opened no endpoint (is it full, or another version?)"),
-        )),
+        (Ok(keys), Some(port)) if keys.len() == config.peer_streams && reply.endpoint != 0 => Ok(Opened {
+            channel,
+            endpoint: reply.endpoint,
+            epoch: reply.daemon_epoch,
+            keys,
+            data: SocketAddr::new(called.ip(), port),
+        }),
+        _ => Err((Failure::Unreachable, anyhow::anyhow!("the peer's answer does not fit (is it another version?)"))),
     }
 }

@@ -1,18 +1,13 @@
 //! The gRPC service that peers call. Every call becomes a command for the hub.
 
-use std::sync::Arc;
-
 use kvferry_proto::v1;
 use kvferry_proto::v1::peer_server::Peer;
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
 use super::command::Command;
-use crate::config::Config;
 
 pub(crate) struct PeerService {
-    pub(crate) config: Arc<Config>,
-    pub(crate) daemon_epoch: u64,
     pub(crate) commands: mpsc::Sender<Command>,
 }
 
@@ -24,15 +19,6 @@ impl PeerService {
 
 #[tonic::async_trait]
 impl Peer for PeerService {
-    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeReply>, Status> {
-        Ok(Response::new(v1::DescribeReply {
-            daemon_epoch: self.daemon_epoch,
-            node: self.config.node.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            protocol: v1::PROTOCOL,
-        }))
-    }
-
     async fn open_endpoint(
         &self,
         request: Request<v1::OpenEndpointRequest>,

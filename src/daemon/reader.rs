@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 use super::command::SessionId;
 use super::data::{DataCommand, Via};
 use super::hub::{COPY_ENDPOINT, Hub};
+use super::link_table::Origin;
 use super::serving::{Ask, pair_reply};
 use super::status::FinishedTransfer;
 use super::wire;
@@ -127,7 +128,7 @@ impl Hub {
     pub(super) async fn drive(&mut self, work: WorkId) {
         while let Some(action) = self.reading.get_mut(&work).and_then(|reading| reading.transfer.poll_action()) {
             match action {
-                Action::Connect => self.connect(work).await,
+                Action::Connect => self.connect(work),
                 Action::Confirm => self.ask_holder(work),
                 Action::Post { work } => self.post(work).await,
                 Action::Stop { work } => self.stop_reading(work).await,
@@ -142,13 +143,13 @@ impl Hub {
         }
     }
 
-    async fn connect(&mut self, work: WorkId) {
+    fn connect(&mut self, work: WorkId) {
         let Some(reading) = self.reading.get_mut(&work) else { return };
         if reading.local {
             return reading.transfer.handle_connected();
         }
         let address = reading.sealed.address().to_owned();
-        self.link(address, work).await;
+        self.link(&address, work);
     }
 
     /// Confirms the ticket with its holder: ourselves at once, a peer by a call.
@@ -241,7 +242,7 @@ impl Hub {
                 if let Some(endpoint) = reading.endpoint.take() {
                     self.drop_link(endpoint).await;
                 }
-                self.link(address, work).await;
+                self.link(&address, work);
             }
             Ok(reply) if reply.refusal() != Refusal::Unspecified => {
                 tracing::debug!(work = work.0, message = reply.message, "holder refused");
@@ -325,6 +326,7 @@ impl Hub {
         if sealed.open(&self.ticket_key).is_ok() {
             self.release(ticket);
         } else {
+            self.learn(sealed.address(), Origin::Learnt, None);
             let channel = self.links.up(sealed.address()).map(|(channel, _)| channel);
             self.outbound.release(channel, sealed.address().to_owned(), ticket.to_owned());
         }

@@ -1,5 +1,6 @@
 //! Hub: the holder's side. Grants leases, confirms tickets, serves reads.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,9 @@ use super::command::SessionId;
 use super::data::{DataCommand, Via};
 use super::engines::Worker;
 use super::hub::{COPY_ENDPOINT, Hub};
+use super::link_table::Origin;
 use super::wire;
+use crate::config::is_host_and_port;
 use crate::random;
 
 /// Bytes of a lease's binding.
@@ -32,6 +35,11 @@ pub(super) const ENDPOINTS_MAX: usize = 256;
 pub(crate) struct Admitted {
     /// The peer's name for itself.
     pub(crate) peer: String,
+    /// Its `host:port`; empty if it named none that one could call.
+    pub(crate) address: String,
+    pub(crate) since: Time,
+    /// The last time it read something.
+    pub(crate) used: Time,
     /// All its data connections have come.
     pub(crate) up: bool,
 }
@@ -125,30 +133,68 @@ impl Hub {
 
     /// A peer wants data connections.
     pub(super) async fn open_endpoint(&mut self, request: &v1::OpenEndpointRequest) -> v1::OpenEndpointReply {
-        let none = v1::OpenEndpointReply { daemon_epoch: self.epoch.0, ..Default::default() };
-        let count = request.stream_count;
-        if request.protocol != v1::PROTOCOL
-            || !(1..=STREAMS_MAX).contains(&count)
-            || self.admitted.len() >= ENDPOINTS_MAX
-        {
-            tracing::warn!(peer = request.node, streams = count, open = self.admitted.len(), "refused an endpoint");
-            return none;
+        match self.try_open_endpoint(request).await {
+            Ok(reply) => reply,
+            Err((refusal, message)) => {
+                self.metrics.link_refused();
+                tracing::info!(peer = request.node, ?refusal, message, "refused an endpoint");
+                let refusal = refusal.into();
+                v1::OpenEndpointReply { daemon_epoch: self.epoch.0, refusal, message, ..Default::default() }
+            }
         }
-        let keys: Result<Vec<_>, _> = (0..count).map(|_| random::key()).collect();
-        let (Ok(keys), Ok(endpoint)) = (keys, random::number()) else { return none };
-        let endpoint = EndpointId(endpoint);
+    }
+
+    async fn try_open_endpoint(&mut self, request: &v1::OpenEndpointRequest) -> Result<v1::OpenEndpointReply, Refused> {
+        let count = request.stream_count;
+        if request.protocol != v1::PROTOCOL {
+            let message = format!("protocol {} is not {}: both daemons need the same", request.protocol, v1::PROTOCOL);
+            return Err((Refusal::Request, message));
+        }
+        if !(1..=STREAMS_MAX).contains(&count) {
+            return Err((Refusal::Request, format!("{count} streams: 1 to {STREAMS_MAX}")));
+        }
+        if self.admitted.len() >= ENDPOINTS_MAX && !self.close_idle_endpoint().await {
+            return Err((Refusal::Limit, format!("all {ENDPOINTS_MAX} endpoints for peers are in use")));
+        }
+        let no_random = |error: anyhow::Error| (Refusal::Limit, format!("{error:#}"));
+        let keys = (0..count).map(|_| random::key()).collect::<Result<Vec<_>, _>>().map_err(no_random)?;
+        let endpoint = EndpointId(random::number().map_err(no_random)?);
         let peer = request.node.chars().filter(|c| !c.is_control()).take(64).collect();
-        self.admitted.insert(endpoint, Admitted { peer, up: false });
-        let expires = self.clock.now().after(ADMISSION_MAX);
+        let address = if is_host_and_port(&request.address) { request.address.clone() } else { String::new() };
+        let now = self.clock.now();
+        if !address.is_empty() {
+            // It lives, and may one day hold what our engines want.
+            self.learn(&address, Origin::Learnt, Some(request.daemon_epoch));
+        }
+        self.admitted.insert(endpoint, Admitted { peer, address, since: now, used: now, up: false });
+        self.peers_changed = true;
+        let expires = now.after(ADMISSION_MAX);
         self.data
             .send(DataCommand::Admit(Admission { endpoint, role: Role::Serves, keys: keys.clone(), expires }))
             .await;
-        v1::OpenEndpointReply {
+        Ok(v1::OpenEndpointReply {
             daemon_epoch: self.epoch.0,
             endpoint: endpoint.0,
             keys: keys.iter().map(|key| key.to_vec()).collect(),
             data_port: u32::from(self.data_port),
+            ..Default::default()
+        })
+    }
+
+    /// Makes room at the limit: closes the endpoint over which nothing was read for the longest time, if that is
+    /// longer than a peer may be idle. A peer that still wants it opens another.
+    async fn close_idle_endpoint(&mut self) -> bool {
+        let busy: HashSet<_> = self.serving.values().map(|serving| serving.endpoint).collect();
+        let idle = self.admitted.iter().filter(|(endpoint, _)| !busy.contains(endpoint));
+        let oldest =
+            idle.min_by_key(|(_, admitted)| admitted.used).map(|(endpoint, admitted)| (*endpoint, admitted.used));
+        let Some((endpoint, used)) = oldest else { return false };
+        if self.clock.now().until(used) < self.config.limits.peer_idle_max {
+            return false;
         }
+        self.admitted.remove(&endpoint);
+        self.data.send(DataCommand::Close(endpoint)).await;
+        true
     }
 
     /// A peer redeems a ticket: checks it and posts our half.
@@ -166,7 +212,12 @@ impl Hub {
     async fn try_confirm_for_peer(&mut self, request: &v1::ConfirmRequest) -> Result<v1::ConfirmReply, Refused> {
         let malformed = |message: String| (Refusal::Request, message);
         let endpoint = EndpointId(request.endpoint);
-        let peer = self.admitted.get(&endpoint).map(|admitted| admitted.peer.clone());
+        let now = self.clock.now();
+        let admitted = self.admitted.get_mut(&endpoint);
+        let peer = admitted.map(|admitted| {
+            admitted.used = now;
+            admitted.peer.clone()
+        });
         let peer = peer.ok_or_else(|| (Refusal::Endpoint, "the endpoint is not open; open another".to_owned()))?;
         if self.serving.len() >= self.config.limits.transfers_max {
             return Err((Refusal::Limit, format!("{} transfers are being served", self.serving.len())));
@@ -184,7 +235,6 @@ impl Hub {
             binding: &request.binding,
             work,
         })?;
-        let now = self.clock.now();
         let asked = Duration::from_millis(request.deadline_ms).min(self.config.limits.transfer_deadline_max);
         // The lease's own end is watched by the lease table, which says so to the reader.
         let deadline = now.after(asked);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::hub::Hub;
-use super::serving::Admitted;
+use super::link_table::Origin;
 
 /// A moment of one daemon.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -65,6 +65,20 @@ pub(crate) struct PeerStatus {
     /// `out`: we read from it; `in`: it reads from us.
     pub(crate) direction: String,
     pub(crate) up: bool,
+    /// `connecting`, `down`, `opening` or `up`.
+    pub(crate) state: String,
+    /// How long it has been in this state; of an `in`, how long it has been open.
+    pub(crate) for_ms: u64,
+    /// Out only: named by the config, and never forgotten.
+    pub(crate) configured: bool,
+    /// Out only: tries since it was last up.
+    pub(crate) tries: u32,
+    /// Out only: why the last try failed or the link went down; empty once it is up.
+    pub(crate) fault: String,
+    /// Out only: the life of the peer that last let us in; 0 before.
+    pub(crate) epoch: u64,
+    /// In only: how long nothing has been read over it.
+    pub(crate) idle_ms: u64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -138,11 +152,29 @@ impl Hub {
             left_ms: millis(deadline.until(now)),
             reads,
         });
-        let outward =
-            self.links.iter().map(|(peer, up)| PeerStatus { peer: peer.to_owned(), direction: "out".to_owned(), up });
-        let inward = self.admitted.values();
-        let inward =
-            inward.map(|Admitted { peer, up }| PeerStatus { peer: peer.clone(), direction: "in".to_owned(), up: *up });
+        let outward = self.links.iter().map(|link| PeerStatus {
+            peer: link.address.to_owned(),
+            direction: "out".to_owned(),
+            up: link.state == "up",
+            state: link.state.to_owned(),
+            for_ms: millis(now.until(link.since)),
+            configured: link.origin == Origin::Configured,
+            tries: link.tries,
+            fault: link.fault.to_owned(),
+            epoch: link.epoch,
+            idle_ms: 0,
+        });
+        let inward = self.admitted.values().map(|admitted| PeerStatus {
+            peer: if admitted.address.is_empty() { admitted.peer.clone() } else { admitted.address.clone() },
+            direction: "in".to_owned(),
+            up: admitted.up,
+            state: if admitted.up { "up" } else { "connecting" }.to_owned(),
+            for_ms: millis(now.until(admitted.since)),
+            idle_ms: millis(now.until(admitted.used)),
+            ..PeerStatus::default()
+        });
+        let mut peers: Vec<_> = outward.chain(inward).collect();
+        peers.sort_by(|a, b| (&b.direction, &a.peer).cmp(&(&a.direction, &b.peer)));
         let reading = self.reading.iter().map(|(work, reading)| ActiveTransfer {
             work: work.0,
             request: reading.request_id.clone(),
@@ -167,7 +199,7 @@ impl Hub {
             engines: engines.collect(),
             regions: RegionsStatus { count: self.meter.regions(), bytes: self.meter.bytes() },
             leases: leases.collect(),
-            peers: outward.chain(inward).collect(),
+            peers,
             transfers: TransfersStatus {
                 reading: reading.collect(),
                 serving: serving.collect(),

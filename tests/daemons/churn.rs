@@ -31,6 +31,12 @@ fn a_thousand_transfers_with_random_aborts_leave_nothing() {
         load.begin(&mut dice, 10_000).expect("room");
     }
     end(loads);
+    for daemon in [&p, &d] {
+        daemon.wait_for("links both ways", |status| {
+            let peers = status["peers"].as_array().expect("peers");
+            peers.len() == 2 && peers.iter().all(|peer| peer["up"] == true)
+        });
+    }
     let before = [p.footprint(), d.footprint()];
 
     let mut loads = start();

@@ -87,7 +87,7 @@ fn a_caller_without_a_certificate_of_ours_is_refused() {
     let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
     let p = ours.daemon();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let describe = |identity: Option<(String, String)>| {
+    let release = |identity: Option<(String, String)>| {
         let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ours.issuer.pem())).domain_name(NAME);
         if let Some((certificate, key)) = identity {
             tls = tls.identity(Identity::from_pem(certificate, key));
@@ -95,12 +95,13 @@ fn a_caller_without_a_certificate_of_ours_is_refused() {
         runtime.block_on(async {
             let endpoint = Endpoint::from_shared(format!("https://{}", p.peer)).expect("an address");
             let channel = endpoint.tls_config(tls).expect("tls").connect().await.map_err(|error| error.to_string())?;
-            PeerClient::new(channel).describe(v1::DescribeRequest {}).await.map_err(|error| error.to_string())
+            let request = v1::ReleaseRequest { ticket: "none".to_owned() };
+            PeerClient::new(channel).release(request).await.map_err(|error| error.to_string())
         })
     };
-    assert!(describe(None).is_err(), "no certificate");
-    assert!(describe(Some(theirs.issue(NAME))).is_err(), "another authority's certificate");
-    assert!(describe(Some(ours.issue("any.name"))).is_ok(), "the authority's word counts, not a caller's name");
+    assert!(release(None).is_err(), "no certificate");
+    assert!(release(Some(theirs.issue(NAME))).is_err(), "another authority's certificate");
+    assert!(release(Some(ours.issue("any.name"))).is_ok(), "the authority's word counts, not a caller's name");
 }
 
 fn serve(directory: &Path, peer: &str) -> String {

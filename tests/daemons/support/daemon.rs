@@ -1,10 +1,11 @@
 //! A real daemon as a child process.
 
-use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use kvferry_client::{Client, Role};
 use rustix::process::{Pid, Signal, kill_process};
@@ -164,6 +165,30 @@ impl Daemon {
         wait(|| format!("{words:?} in the log:\n{}", self.log.tail()), || self.log.find(words))
     }
 
+    /// The value of a metric without labels.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let mut stream = TcpStream::connect(self.admin).expect("connect");
+        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").expect("write");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("read");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_else(|| panic!("no {name} in\n{text}"))
+    }
+
+    /// Lines of its log so far.
+    pub(crate) fn log_length(&self) -> usize {
+        self.log.0.lock().expect("log").len()
+    }
+
+    /// When it said so, since midnight; the first time after `from` lines of its log.
+    pub(crate) fn log_time(&self, from: usize, words: &str) -> Duration {
+        let line = wait(|| format!("{words:?} in the log"), || self.log.find_from(from, words));
+        let (_, time) = line.split_once('T').expect("a date and a time");
+        let time: Vec<f64> = time[..15].split(':').map(|part| part.parse().expect("a number")).collect();
+        Duration::from_secs_f64(time[0] * 3600.0 + time[1] * 60.0 + time[2])
+    }
+
     /// Descriptors and threads.
     pub(crate) fn footprint(&self) -> (usize, usize) {
         let count = |name: &str| std::fs::read_dir(self.proc(name)).expect("read /proc").count();
@@ -190,7 +215,11 @@ fn is_quiet(status: &Value) -> bool {
 
 impl Log {
     fn find(&self, words: &str) -> Option<String> {
-        self.0.lock().expect("log").iter().find(|line| line.contains(words)).cloned()
+        self.find_from(0, words)
+    }
+
+    fn find_from(&self, from: usize, words: &str) -> Option<String> {
+        self.0.lock().expect("log").iter().skip(from).find(|line| line.contains(words)).cloned()
     }
 
     fn tail(&self) -> String {

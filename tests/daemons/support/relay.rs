@@ -128,10 +128,6 @@ impl Service {
 
 #[tonic::async_trait]
 impl Peer for Service {
-    async fn describe(&self, request: Request<v1::DescribeRequest>) -> Result<Response<v1::DescribeReply>, Status> {
-        self.holder().await?.describe(request.into_inner()).await
-    }
-
     async fn open_endpoint(
         &self,
         request: Request<v1::OpenEndpointRequest>,
