@@ -1,12 +1,13 @@
 # The two commands of the README, and the inner loop.
 #
-#   make demo     two daemons, two vLLM engines, one prompt: prefill there, decode here, every block verified
-#   make test     everything, ending with one line `N passed, N failed`
-#   make check    format, lints and unit tests, for use while writing
+#   make demo        two daemons, two vLLM engines, one prompt: prefill there, decode here, every block verified
+#   make test        everything, ending with one line `N passed, N failed`
+#   make check       format, lints and unit tests, for use while writing
+#   make bench-vllm  first token on D: recompute, vLLM's NixlConnector, KVFerry; rewrites its section of benches/RESULTS.md
 #
 # Each installs what it lacks (under target/, and Debian packages where it runs as root) and nothing twice.
 
-.PHONY: check demo help setup test
+.PHONY: bench-vllm check demo help setup test
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -23,3 +24,7 @@ test:
 
 check:
 	@python3 tests/run check
+
+bench-vllm: setup
+	@python3 tests/setup nixl
+	@python3 benches/vllm

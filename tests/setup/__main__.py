@@ -1,8 +1,8 @@
-"""Installs what KVFerry's two commands need and this machine lacks; nothing that is there already is made again.
+"""Installs what KVFerry's commands need and this machine lacks; nothing that is there already is made again.
 
 ::
 
-    packages (apt) -> tools -> vllm -> models -> daemon -> wheel          everything else goes under target/
+    packages (apt) -> tools -> vllm -> nixl -> models -> daemon -> wheel   everything else goes under target/
 
 ``python3 tests/setup NAME...`` brings the named parts up to date, with what they need themselves. Each part keeps a
 stamp: a hash of all that went into it. A part without the right stamp is made again from nothing, so one that was
@@ -33,6 +33,7 @@ PARTS = {
     "packages": (machine.install_packages, ()),
     "tools": (environments.install_tools, ("packages",)),
     "vllm": (environments.install_vllm, ("tools",)),
+    "nixl": (environments.install_nixl, ("vllm",)),
     "models": (models.prepare, ("vllm",)),
     "daemon": (artifacts.build_daemon, ()),
     "wheel": (artifacts.build_wheel, ("tools", "vllm")),

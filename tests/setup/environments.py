@@ -1,6 +1,6 @@
-"""Two Python environments: target/tools (what builds and checks) and target/vllm (the engines).
+"""Python environments: target/tools (what builds and checks), target/vllm (the engines), target/nixl (a rival's wheel).
 
-Both are made from lock files that name every package, so that today's and next year's environment are the same, and
+All are made from lock files that name every package, so that today's and next year's environment are the same, and
 nothing is resolved. uv installs them: it keeps what it downloaded, and a second checkout on the machine is ready in
 seconds.
 """
@@ -69,6 +69,25 @@ def install_vllm(root: Path) -> None:
         compile_all = f"{python} -m compileall -q -j 0 {metadata.parent} || true"
         step.run(["sh", "-c", compile_all], log=logs / "vllm-compile.log")
         step.run([python, "-c", "import vllm.entrypoints.cli.main"], log=logs / "vllm-import.log")
+        stamps.write(stamp, wanted)
+
+
+def install_nixl(root: Path) -> None:
+    """target/nixl: beside vLLM's environment, so that nothing but the benchmark that compares with it can find it."""
+    lock = HERE / "nixl.lock"
+    place = root / "target" / "nixl"
+    stamp = place / ".stamp"
+    wanted = stamps.digest([RECIPE, platform.python_version(), lock])
+    if stamps.is_current(stamp, wanted):
+        return
+    with Step("NIXL 1.5.1 to compare with", place) as step:
+        stamps.clear(stamp)
+        shutil.rmtree(place, ignore_errors=True)
+        uv = root / "target" / "tools" / "bin" / "uv"
+        python = root / "target" / "vllm" / "bin" / "python"
+        # Without dependencies: they would bring a second torch, and the NIXL of every other CUDA.
+        install: list[str | Path] = [uv, "pip", "install", "--python", python, "--no-deps", "--target", place]
+        step.run([*install, "-r", lock], log=root / "target" / "logs" / "nixl-install.log")
         stamps.write(stamp, wanted)
 
 

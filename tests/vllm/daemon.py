@@ -113,6 +113,11 @@ class Daemon:
         assert self._process is not None
         return self._process.pid
 
+    def cpu_s(self) -> float:
+        """The processor time that it has used since its start."""
+        assert self._process is not None
+        return self._process.cpu_s()
+
     def start(self, *, bytes_per_second_max: int | None = None) -> None:
         """Starts it and waits until it is ready. A rate holds transfers up, so that one can be caught in flight."""
         lines = [

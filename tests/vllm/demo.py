@@ -23,7 +23,7 @@ from pathlib import Path
 import logbook
 from daemon import Daemon, Transfer, start_sidecar
 from harness.completions import Answer, Server, fresh_salt
-from harness.engine import BLOCK_TOKENS, PROCESS_COUNT, SMOLLM2, Engine, EngineOptions
+from harness.engine import BLOCK_TOKENS, PROCESS_COUNT, SMOLLM2, Engine, EngineOptions, kvferry_connector
 from harness.processes import Stage, StageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ THREADS = max(1, (os.cpu_count() or 2) // 2)
 # Of the connector. A daemon that must wait for a core may take longer than the usual 200 ms to answer.
 # A prefill engine whose daemon died keeps the promised blocks until their lease ends.
 LEASE_MS = 20_000
-SETTINGS = (("lease_ms", LEASE_MS), ("reply_timeout_ms", 2_000))
+SETTINGS = {"lease_ms": LEASE_MS, "reply_timeout_ms": 2_000}
 # At this rate the long prompt's 33 MiB take 8 s: time to see it move, and to kill.
 SLOW_BYTES_PER_SECOND = 4 << 20
 # How long D's daemon may take to notice that P's is gone, and D0 to compute the prompt (1 to 2 s on a core of its own).
@@ -86,7 +86,9 @@ class Demo:
         self._prefill, self._decode = (
             Engine(
                 self._stage,
-                EngineOptions(SMOLLM2, name, ENGINE_BLOCKS, daemon.socket, extra_config=SETTINGS, thread_count=THREADS),
+                EngineOptions(
+                    SMOLLM2, name, ENGINE_BLOCKS, kvferry_connector(daemon.socket, **SETTINGS), thread_count=THREADS
+                ),
             )
             for daemon, name in options
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from daemon import Daemon, Transfer
 from harness.completions import Answer, fresh_salt
-from harness.engine import BLOCK_TOKENS, PREFILL, TINY_LLAMA, Engine, EngineOptions
+from harness.engine import BLOCK_TOKENS, PREFILL, TINY_LLAMA, Engine, EngineOptions, kvferry_connector
 from harness.processes import Stage, StageError
 
 # 16 MiB of KV, 8,192 tokens.
@@ -40,12 +40,11 @@ class Pair:
         self.p.start()
         self.d.start()
         self._is_slow = False
-        settings = (("lease_ms", LEASE_MS), ("reply_timeout_ms", REPLY_TIMEOUT_MS))
-        options = EngineOptions(
-            TINY_LLAMA, "P0", BLOCKS, self.p.socket, extra_config=settings, forked=True, thread_count=1
-        )
+        settings = {"lease_ms": LEASE_MS, "reply_timeout_ms": REPLY_TIMEOUT_MS}
+        p_side, d_side = (kvferry_connector(daemon.socket, **settings) for daemon in (self.p, self.d))
+        options = EngineOptions(TINY_LLAMA, "P0", BLOCKS, p_side, forked=True, thread_count=1)
         self.prefill = Engine(stage, options)
-        self.decode = Engine(stage, replace(options, engine_id="D0", socket=self.d.socket))
+        self.decode = Engine(stage, replace(options, engine_id="D0", connector=d_side))
         self.wait_attached()
 
     def wait_attached(self) -> None:

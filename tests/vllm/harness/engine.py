@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +53,35 @@ TINY_LLAMA = Model("tiny-llama", "float32", 2 * 2 * BLOCK_TOKENS * 128 * 4)
 
 
 @dataclass(frozen=True)
+class Connector:
+    """What carries an engine's KV cache."""
+
+    # Of --kv-transfer-config, all but the engine's id.
+    config: Mapping[str, Any]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def kvferry_connector(socket: Path, **extra_config: Any) -> Connector:
+    """Ours, with the daemon of the engine's node."""
+    return Connector(
+        {
+            "kv_connector": "KVFerryConnector",
+            "kv_connector_module_path": "kvferry.vllm",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {"socket": str(socket), **extra_config},
+        }
+    )
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     model: Model
     engine_id: str
     # Of its KV cache.
     block_count: int
-    # The daemon of its node; without one the engine runs without the connector.
-    socket: Path | None = None
-    # Of the connector.
-    extra_config: tuple[tuple[str, Any], ...] = ()
+    # Without one every prompt is computed.
+    connector: Connector | None = None
     # Starts the engine's three processes by fork: the same engine, a third of the start. `vllm serve` itself spawns.
     forked: bool = False
     # Of each engine's compute; None leaves it to vLLM.
@@ -118,15 +138,8 @@ class Engine:
         command += ["--dtype", options.model.dtype, "--block-size", str(BLOCK_TOKENS), "--enforce-eager"]
         command += ["--max-model-len", "4096", "--max-num-seqs", "8"]
         command += ["--num-gpu-blocks-override", str(options.block_count)]
-        if options.socket is not None:
-            transfer = {
-                "kv_connector": "KVFerryConnector",
-                "kv_connector_module_path": "kvferry.vllm",
-                "kv_role": "kv_both",
-                "kv_load_failure_policy": "recompute",
-                "engine_id": options.engine_id,
-                "kv_connector_extra_config": {"socket": str(options.socket), **dict(options.extra_config)},
-            }
+        if options.connector is not None:
+            transfer = {**options.connector.config, "engine_id": options.engine_id}
             command += ["--kv-transfer-config", json.dumps(transfer)]
         return command
 
@@ -138,8 +151,10 @@ class Engine:
         folder = str(self._stage.folder)
         if self.options.thread_count is not None:
             kept["OMP_NUM_THREADS"] = str(self.options.thread_count)
+        connector = self.options.connector
         return {
             **kept,
+            **(connector.environment if connector is not None else {}),
             # Nothing is fetched and nothing reported.
             "DO_NOT_TRACK": "1",
             "HF_HUB_OFFLINE": "1",

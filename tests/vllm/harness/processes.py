@@ -56,6 +56,18 @@ class Process:
         """How many processes it is now."""
         return self._session.working_count()
 
+    def cpu_s(self) -> float:
+        """The processor time that it has used so far, in user and kernel mode; of living processes."""
+        return self._session.cpu_s()
+
+    def pause(self) -> None:
+        """Takes the cores away from all of it; what it has stays as it is."""
+        self._session.send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """After a pause."""
+        self._session.send(signal.SIGCONT)
+
     def wait_until(
         self,
         ready: Callable[[], bool],
@@ -94,6 +106,8 @@ class Process:
         """Sends SIGTERM to the program itself, which ends its own children."""
         if self.is_running():
             self._session.note_shared_memory()
+            # A paused program would not hear it.
+            self.go_on()
             self._child.send_signal(signal.SIGTERM)
 
     def end(self) -> None:

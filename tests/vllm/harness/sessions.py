@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ POLL_S = 0.05
 SHARED_MEMORY = "/dev/shm/"
 # The process that cleans up after killed ones, and ends by itself.
 JANITOR = b"multiprocessing.resource_tracker"
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class SurvivorError(Exception):
@@ -31,11 +33,21 @@ class Session:
         members = []
         for entry in os.listdir("/proc"):
             if entry.isdigit():
-                # The name in parentheses may hold anything; what follows are: state, parent, group, session.
-                fields = _read(entry, "stat").rsplit(b")", 1)[-1].split()
+                fields = _stat(entry)
                 if len(fields) > 3 and int(fields[3]) == self._leader and fields[0] not in (b"Z", b"X"):
                     members.append(int(entry))
         return members
+
+    def cpu_s(self) -> float:
+        """User and system time of its live processes, counted by the kernel in ticks."""
+        fields = [_stat(pid) for pid in self.members()]
+        return sum(int(each[11]) + int(each[12]) for each in fields if len(each) > 12) / TICKS_PER_S
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to all of it."""
+        for pid in self.members():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def working_count(self) -> int:
         """How many processes it is, janitors left out."""
@@ -81,6 +93,11 @@ def _read(pid: int | str, name: str) -> bytes:
             return source.read()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return b""
+
+
+def _stat(pid: int | str) -> list[bytes]:
+    """State, parent, group, session, ...: what follows the name in parentheses, which may hold anything."""
+    return _read(pid, "stat").rsplit(b")", 1)[-1].split()
 
 
 def _kill(pids: Sequence[int]) -> None:
