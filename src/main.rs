@@ -23,6 +23,7 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Bench(Box<commands::bench::Bench>),
     CheckConfig(commands::check_config::CheckConfig),
     Checksum(commands::checksum::Checksum),
     Demo(commands::demo::Demo),
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     }
     log.init();
     let result = match Cli::parse().command {
+        Command::Bench(command) => command.run(),
         Command::CheckConfig(command) => command.run(),
         Command::Checksum(command) => command.run(),
         Command::Demo(command) => command.run(),

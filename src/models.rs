@@ -1,6 +1,6 @@
 //! Model shapes by name, for synthetic KV.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use kvferry_client::{GroupLayout, LayerSpan, Layout};
 
 /// What decides the size of a model's KV cache.
@@ -15,8 +15,9 @@ pub(crate) struct Model {
 }
 
 /// Layers, KV heads and head sizes are those of each model's published config.json.
-pub(crate) const MODELS: [Model; 6] = [
+pub(crate) const MODELS: [Model; 7] = [
     Model { name: "deepseek-v3", layers: 61, heads: 1, content_bytes: 576 * 2 },
+    Model { name: "llama-3.1-405b", layers: 126, heads: 8, content_bytes: 2 * 128 * 2 },
     Model { name: "llama-3.1-70b", layers: 80, heads: 8, content_bytes: 2 * 128 * 2 },
     Model { name: "llama-3.1-8b", layers: 32, heads: 8, content_bytes: 2 * 128 * 2 },
     Model { name: "qwen3-32b", layers: 64, heads: 8, content_bytes: 2 * 128 * 2 },
@@ -32,6 +33,14 @@ impl Model {
             bail!("no model {name:?} is known; one of {}", known.join(", "));
         };
         Ok(*model)
+    }
+
+    /// The part of one of `ranks` tensor parallel ranks, as vLLM cuts it: each holds some of the heads, or a copy of one
+    /// where there are more ranks than heads.
+    pub(crate) fn shared_by(self, ranks: u32) -> Result<Self> {
+        let divides = ranks > 0 && (self.heads.is_multiple_of(ranks) || ranks.is_multiple_of(self.heads));
+        ensure!(divides, "{} KV heads of {} cannot be shared by {ranks} ranks", self.heads, self.name);
+        Ok(Self { heads: (self.heads / ranks).max(1), ..self })
     }
 
     /// Bytes of one layer's share of one block.
@@ -76,5 +85,16 @@ mod tests {
         assert_eq!(Model::named("smollm2-135m").expect("known").block_bytes(2), 45 << 10);
         let said = Model::named("gpt-5").expect_err("unknown").to_string();
         assert!(said.contains("llama-3.1-8b"), "{said}");
+    }
+
+    #[test]
+    fn ranks_share_heads() {
+        let model = Model::named("llama-3.1-70b").expect("known");
+        assert_eq!(model.shared_by(2).expect("4 heads each").heads, 4);
+        assert_eq!(model.shared_by(16).expect("a copy each").heads, 1);
+        assert_eq!(Model::named("deepseek-v3").expect("known").shared_by(8).expect("latent").heads, 1);
+        for bad in [0, 3, 12] {
+            model.shared_by(bad).expect_err("no whole heads");
+        }
     }
 }

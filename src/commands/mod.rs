@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub(crate) mod ask;
+pub(crate) mod bench;
 pub(crate) mod check_config;
 pub(crate) mod checksum;
 pub(crate) mod demo;

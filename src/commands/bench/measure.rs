@@ -1,0 +1,153 @@
+//! What a round measured, and what several rounds of a cell come to.
+//!
+//! ```text
+//! latencies -> histogram --+
+//! bytes, seconds ----------+--> Round --+--> Summary: median, min and max of the rounds' GB/s, percentiles of all latencies
+//! CPU of both processes ---+            |
+//! ```
+//!
+//! GB/s is all bytes over all time of a round (10^9 bytes), not the mean of transfers' rates. Latencies keep three
+//! digits (a high dynamic range histogram) and are merged over the rounds.
+
+use anyhow::{Context as _, Result};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// Longest latency that can be told from longer ones: 10 minutes.
+const LATENCY_NS_MAX: u64 = 600_000_000_000;
+
+/// One round of one cell.
+#[derive(Clone, Debug)]
+pub(super) struct Round {
+    pub(super) bytes: u64,
+    pub(super) seconds: f64,
+    pub(super) transfers: u64,
+    /// Due in an open loop but never started, because all before them took too long. Their latency counts so far.
+    pub(super) unstarted: u64,
+    /// Nanoseconds.
+    pub(super) latencies: Histogram<u64>,
+    /// CPU time of both processes.
+    pub(super) cpu_s: f64,
+    /// Bytes compared with what they must be.
+    pub(super) checked_bytes: u64,
+}
+
+impl Round {
+    pub(super) fn gbps(&self) -> f64 {
+        ratio(self.bytes as f64 / 1e9, self.seconds)
+    }
+}
+
+/// An empty histogram of latencies.
+pub(super) fn histogram() -> Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).context("make a histogram")
+}
+
+/// A round's part of a result row.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RoundRow {
+    pub(crate) gbps: f64,
+}
+
+/// All rounds of a cell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) rounds: Vec<RoundRow>,
+    /// Median of the rounds.
+    pub(crate) gbps: f64,
+    pub(crate) gbps_min: f64,
+    pub(crate) gbps_max: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+    pub(crate) p999_us: f64,
+    pub(crate) max_us: f64,
+    /// CPU seconds of both processes for each 10^9 bytes.
+    pub(crate) cpu_s_per_gb: f64,
+    pub(crate) transfers: u64,
+    #[serde(default)]
+    pub(crate) unstarted: u64,
+    /// Every byte that the last round wrote was compared with what it must be.
+    pub(crate) verified: bool,
+}
+
+impl Summary {
+    /// `None` without a round.
+    pub(super) fn of(rounds: &[Round]) -> Option<Self> {
+        let mut latencies = rounds.first()?.latencies.clone();
+        for round in &rounds[1..] {
+            // Equal bounds, so it cannot fail.
+            latencies.add(&round.latencies).ok()?;
+        }
+        let rates: Vec<f64> = rounds.iter().map(Round::gbps).collect();
+        let percentile = |percent| latencies.value_at_percentile(percent) as f64 / 1e3;
+        let gigabytes = rounds.iter().map(|round| round.bytes).sum::<u64>() as f64 / 1e9;
+        Some(Self {
+            gbps: median(&rates),
+            gbps_min: rates.iter().copied().fold(f64::INFINITY, f64::min),
+            gbps_max: rates.iter().copied().fold(0.0, f64::max),
+            rounds: rates.into_iter().map(|gbps| RoundRow { gbps }).collect(),
+            p50_us: percentile(50.0),
+            p99_us: percentile(99.0),
+            p999_us: percentile(99.9),
+            max_us: latencies.max() as f64 / 1e3,
+            cpu_s_per_gb: ratio(rounds.iter().map(|round| round.cpu_s).sum(), gigabytes),
+            transfers: rounds.iter().map(|round| round.transfers).sum(),
+            unstarted: rounds.iter().map(|round| round.unstarted).sum(),
+            verified: rounds.iter().any(|round| round.checked_bytes > 0),
+        })
+    }
+}
+
+/// The middle value; the mean of the two middle ones of an even number; 0 of none.
+pub(super) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match (sorted.len() % 2, sorted.get(middle)) {
+        (_, None) => 0.0,
+        (1, Some(&value)) => value,
+        (_, Some(&value)) => f64::midpoint(sorted[middle - 1], value),
+    }
+}
+
+/// 0 where there is nothing to divide by.
+pub(super) fn ratio(above: f64, below: f64) -> f64 {
+    if below > 0.0 { above / below } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round(bytes: u64, latencies_us: std::ops::RangeInclusive<u64>) -> Round {
+        let mut latencies = histogram().expect("a histogram");
+        latencies_us.for_each(|micros| latencies.record(micros * 1000).expect("in range"));
+        let transfers = latencies.len();
+        Round { bytes, seconds: 2.0, transfers, unstarted: 0, latencies, cpu_s: 1.5, checked_bytes: 0 }
+    }
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[]), 0.0);
+        assert_eq!(median(&[3.0]), 3.0);
+        assert_eq!(median(&[9.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[9.0, 1.0, 2.0, 4.0]), 3.0);
+    }
+
+    #[test]
+    fn a_summary_is_of_all_rounds() {
+        let last = Round { checked_bytes: 1, ..round(8_000_000_000, 501..=1000) };
+        let rounds = [round(2_000_000_000, 1..=250), round(4_000_000_000, 251..=500), last];
+        let summary = Summary::of(&rounds).expect("rounds");
+        assert_eq!((summary.gbps, summary.gbps_min, summary.gbps_max), (2.0, 1.0, 4.0));
+        // 1,000 latencies of 1 to 1,000 us.
+        for (is, must) in [(summary.p50_us, 500.0), (summary.p99_us, 990.0), (summary.p999_us, 999.0)] {
+            assert!((is / must - 1.0_f64).abs() < 0.002, "{is} for {must}");
+        }
+        assert_eq!(summary.transfers, 1000);
+        assert!((summary.cpu_s_per_gb - 4.5 / 14.0).abs() < 1e-9);
+        assert!(summary.verified);
+        assert_eq!(Summary::of(&[]), None);
+        assert!(!Summary::of(&rounds[..2]).expect("rounds").verified);
+    }
+}

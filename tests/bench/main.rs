@@ -1,0 +1,6 @@
+//! `kvferry bench` as its users run it: the real binary, both ends, tiny cells.
+
+mod ends;
+mod process;
+mod refusals;
+mod results;

@@ -1,0 +1,77 @@
+//! What is printed of cells that went well.
+
+use serde_json::Value;
+
+use crate::process::{TINY, parse, rows, stdout};
+
+fn number(row: &Value, key: &str) -> f64 {
+    row[key].as_f64().unwrap_or_else(|| panic!("no number {key} in {row}"))
+}
+
+#[test]
+fn every_way_moves_verified_bytes() {
+    let rows = rows(TINY);
+    let ways: Vec<_> = rows
+        .iter()
+        .map(|row| (row["cell"]["transport"].as_str().expect("text"), row["cell"]["direction"].as_str().expect("text")))
+        .collect();
+    assert_eq!(ways, [("tcp", "read"), ("tcp", "write"), ("copy", "read")]);
+    for row in &rows {
+        assert_eq!(row["peer"], "kvferry");
+        assert_eq!(row["verified"], true, "{row}");
+        assert_eq!(row["rounds"].as_array().expect("rounds").len(), 2);
+        let rates: Vec<_> =
+            row["rounds"].as_array().expect("rounds").iter().map(|round| number(round, "gbps")).collect();
+        assert!(rates.iter().all(|&rate| rate > 0.0), "{row}");
+        assert!((number(row, "gbps") - f64::midpoint(rates[0], rates[1])).abs() < 1e-9, "{row}");
+        assert!(number(row, "gbps_min") <= number(row, "gbps") && number(row, "gbps") <= number(row, "gbps_max"));
+        let latencies = ["p50_us", "p99_us", "p999_us", "max_us"].map(|key| number(row, key));
+        assert!(latencies[0] > 0.0 && latencies.is_sorted(), "{row}");
+        assert!(number(row, "cpu_s_per_gb") > 0.0, "{row}");
+        assert!(row["transfers"].as_u64().expect("a count") >= 2, "{row}");
+        let cell = &row["cell"];
+        assert_eq!((cell["block_bytes"].as_u64(), cell["blocks"].as_u64()), (Some(4096), Some(8)));
+        assert_eq!(cell["verify"], "full");
+    }
+}
+
+#[test]
+fn an_open_loop_starts_what_its_rate_says() {
+    let rows = rows("--region 4M --blocks 8 --block-size 4K --duration 100ms --rounds 1 --rate 500 --spin-us 0");
+    for row in &rows {
+        assert_eq!(row["transfers"].as_u64().expect("a count") + row["unstarted"].as_u64().expect("a count"), 50);
+        assert_eq!(number(&row["cell"], "rate"), 500.0);
+    }
+}
+
+#[test]
+fn transfers_in_flight_and_streams_and_sums_are_choices() {
+    let rows = rows(&format!("{TINY} --transport tcp --depth 1,8 --streams 1,4 --verify off"));
+    assert_eq!(rows.len(), 8);
+    assert!(rows.iter().all(|row| row["verified"] == true && row["cell"]["verify"] == "off"), "{rows:?}");
+}
+
+#[test]
+fn a_model_has_its_shape() {
+    let rows = rows("--model smollm2-135m --tokens 64 --tp 3 --region 4M --rounds 1 --duration 5ms");
+    for row in &rows {
+        // 4 blocks of 16 tokens; one of three heads: 16 x 2 x 64 values of 2 bytes; 30 layers.
+        let cell = &row["cell"];
+        let shape = ["blocks", "block_bytes", "layers"].map(|key| cell[key].as_u64().expect("a count"));
+        assert_eq!(shape, [4, 4096, 30]);
+        assert!(cell["model"].as_str().expect("a name").contains("smollm2-135m"));
+        assert_eq!(row["verified"], true);
+    }
+}
+
+#[test]
+fn a_file_collects_the_rows_beside_the_table() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("rows.jsonl");
+    for run in 1..=2 {
+        let table = stdout(&format!("{TINY} --transport copy --out {}", file.display()));
+        assert!(table.contains("copy 8 x 4K"), "{table}");
+        let rows = parse(&std::fs::read_to_string(&file).expect("the file"));
+        assert_eq!(rows.len(), run, "one row is added by each run");
+    }
+}
