@@ -3,11 +3,13 @@
 #   make demo        two daemons, two vLLM engines, one prompt: prefill there, decode here, every block verified
 #   make test        everything, ending with one line `N passed, N failed`
 #   make check       format, lints and unit tests, for use while writing
+#   make bench-peers KVFerry beside NIXL, Mooncake, iperf3 and raw sockets, in under 30 minutes: benches/RESULTS.md
+#                    (shorter while developing: ROUNDS=1 ONLY=lo,copy PEERS=nixl-tcp,iperf3)
 #   make bench-vllm  first token on D: recompute, vLLM's NixlConnector, KVFerry; rewrites its section of benches/RESULTS.md
 #
 # Each installs what it lacks (under target/, and Debian packages where it runs as root) and nothing twice.
 
-.PHONY: bench-vllm check demo help setup test
+.PHONY: bench-peers bench-vllm check demo help setup test
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,3 +30,7 @@ check:
 bench-vllm: setup
 	@python3 tests/setup nixl
 	@python3 benches/vllm
+
+# As root it also measures between network namespaces, and installs iperf3 where it is missing.
+bench-peers:
+	@python3 benches/peers --rounds "$(or $(ROUNDS),5)" --only "$(ONLY)" --peers "$(PEERS)"

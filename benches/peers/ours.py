@@ -1,0 +1,153 @@
+"""KVFerry itself, through `kvferry bench`, in the same turns as everybody else.
+
+    one place:    kvferry bench --json ...                          the far end is its child
+    two places:   kvferry bench listen (target's namespace) <- kvferry bench --connect (initiator's)
+
+One transfer is in flight at a time, as with the rivals. The benchmark wipes and compares by itself; its JSON rows are
+taken as they are, with its name for the cell.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import select
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import installation
+from cells import LATENCY, REGION_BYTES, Cell
+from children import PeerError, end, output, start
+from peer import Peer, Turn
+from rows import answered
+
+KVFERRY = installation.ROOT / "target" / "release" / "kvferry"
+LIMIT_S = 90.0
+LISTEN_LIMIT_S = 10.0
+LISTENING = re.compile(rb"listening on (\S+)")
+
+
+class Kvferry(Peer):
+    """One way of running `kvferry bench`."""
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        settings: tuple[str, ...],
+        flags: tuple[str, ...] = (),
+        *,
+        only: tuple[Cell, ...] | None = None,
+        never: tuple[Cell, ...] = (),
+    ) -> None:
+        super().__init__(name, title, settings)
+        self._flags = flags
+        self._only = only
+        self._never = never
+
+    def missing(self, work: Path) -> str | None:
+        if not KVFERRY.exists():
+            return "kvferry was not built"
+        known = _options()
+        if not known:
+            return "this kvferry has no `bench`"
+        unknown = [flag for flag in self._flags if flag.startswith("--") and flag not in known]
+        return f"this kvferry's bench has no {', '.join(unknown)}" if unknown else None
+
+    def measure(self, turn: Turn) -> None:
+        cells = [cell for cell in turn.setting.cells if self._takes(cell)]
+        for blocks, block_bytes in dict.fromkeys((cell.blocks, cell.block_bytes) for cell in cells):
+            shape = [cell for cell in cells if (cell.blocks, cell.block_bytes) == (blocks, block_bytes)]
+            try:
+                for line in self._lines(turn, blocks, block_bytes):
+                    self._record(turn, shape, line)
+            except PeerError as error:
+                for cell in shape:
+                    turn.record(replace(self.row(turn, cell), error=str(error)))
+
+    def _takes(self, cell: Cell) -> bool:
+        return cell not in self._never and (self._only is None or cell in self._only)
+
+    def _record(self, turn: Turn, shape: Sequence[Cell], line: dict[str, Any]) -> None:
+        row = self.row(turn)
+        for cell in shape:
+            # A copy has one direction, and stands for both.
+            if line["cell"]["direction"] == cell.op:
+                found = replace(row, cell=cell, verified=line["verified"], raw=line)
+                turn.record(answered(found, line))
+
+    def _lines(self, turn: Turn, blocks: int, block_bytes: int) -> list[dict[str, Any]]:
+        options = [
+            *("--blocks", str(blocks), "--block-size", str(block_bytes), "--region", f"{REGION_BYTES >> 20}M"),
+            *("--duration", f"{turn.setting.budget_s * 1e3:.0f}ms", "--rounds", "1", "--json"),
+            *("--transport", "copy" if turn.setting.name == "copy" else "tcp", "--direction", "both"),
+            *self._flags,
+        ]
+        log = turn.log(self.name)
+        if turn.place.target_namespace:
+            with self._listener(turn, log) as address:
+                near = [*turn.place.at_initiator(), str(KVFERRY), "bench", *options, "--connect", address]
+                printed = output(near, log=log, limit_s=LIMIT_S)
+        else:
+            printed = output([KVFERRY, "bench", *options], log=log, limit_s=LIMIT_S)
+        return parse(printed)
+
+    @contextmanager
+    def _listener(self, turn: Turn, log: Path) -> Iterator[str]:
+        command = [*turn.place.at_target(), str(KVFERRY), "bench", "listen", "--address", f"{turn.place.target_ip}:0"]
+        child = start(command, log=log)
+        try:
+            yield _address(child)
+        finally:
+            end(child)
+
+
+def parse(printed: str) -> list[dict[str, Any]]:
+    """The rows that `kvferry bench --json` printed.
+
+    Raises:
+        PeerError: it printed something else, or nothing.
+    """
+    try:
+        lines = [json.loads(line) for line in printed.splitlines() if line.strip()]
+    except ValueError as error:
+        raise PeerError(f"kvferry bench printed something unknown: {error}") from None
+    if not lines:
+        raise PeerError("kvferry bench printed nothing")
+    return lines
+
+
+def _address(child: subprocess.Popen[bytes]) -> str:
+    assert child.stdout is not None
+    deadline = time.monotonic() + LISTEN_LIMIT_S
+    while time.monotonic() < deadline:
+        if select.select([child.stdout], [], [], 0.2)[0]:
+            found = LISTENING.search(child.stdout.readline())
+            if found is not None:
+                return found[1].decode()
+            if child.poll() is not None:
+                break
+    raise PeerError("kvferry bench listen did not say where it listens")
+
+
+@cache
+def _options() -> frozenset[str]:
+    """What the bench of this build can be asked; empty without one."""
+    done = subprocess.run([KVFERRY, "bench", "--help"], capture_output=True, text=True, check=False)
+    return frozenset(re.findall(r"--[a-z][a-z-]*", done.stdout)) if done.returncode == 0 else frozenset()
+
+
+KVFERRIES: tuple[Peer, ...] = (
+    Kvferry("kvferry", "KVFerry", ("lo", "lo-busy", "veth", "veth-busy", "link")),
+    Kvferry("kvferry-unverified", "KVFerry, verification off", ("lo", "veth"), ("--verify", "off"), never=LATENCY),
+    Kvferry("kvferry-sleeping", "KVFerry, never spinning", ("lo", "veth"), ("--spin-us", "0"), only=LATENCY),
+    Kvferry("kvferry-tls", "KVFerry, TLS", ("lo", "link"), ("--tls",), never=LATENCY),
+    Kvferry("kvferry-copy-1", "KVFerry copy, one core", ("copy",), ("--copy-threads", "1")),
+    Kvferry("kvferry-copy-2", "KVFerry copy, two cores", ("copy",), ("--copy-threads", "2")),
+)
