@@ -396,6 +396,6 @@ fn failure_of_fault(fault: Fault) -> Failure {
         Fault::Deadline => Failure::Deadline,
         Fault::Full => Failure::Limit,
         Fault::Io(_) | Fault::PeerClosed | Fault::Stalled => Failure::Unreachable,
-        Fault::OutOfBounds | Fault::Protocol | Fault::Unsupported => Failure::Protocol,
+        Fault::OutOfBounds | Fault::Protocol | Fault::Unsupported | Fault::Untrusted => Failure::Protocol,
     }
 }

@@ -1,7 +1,7 @@
 //! How fast the transport moves blocks over loopback: one holder thread, one reader thread, every byte verified.
 //!
 //! ```text
-//! cargo run --release -p kvferry-transport-tcp --example loopback -- [streams] [rounds] [block bytes,...] [blocks]
+//! cargo run --release -p kvferry-transport-tcp --example loopback -- [streams] [rounds] [block bytes,...] [blocks] [clear|tls] [sums|nosums]
 //! ```
 //!
 //! Both threads spin for a while before they sleep, as the daemon's do. The target is wiped before each round and its
@@ -20,7 +20,7 @@ use kvferry_memory::{Meter, Region};
 use kvferry_transport::{
     Admission, Dial, EndpointId, Event, ReadWork, Role, ServeWork, Source, Start, Transport, Work,
 };
-use kvferry_transport_tcp::{Counters, Settings, TcpTransport};
+use kvferry_transport_tcp::{Counters, Pem, Settings, TcpTransport, Tls};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const ENDPOINT: EndpointId = EndpointId(1);
@@ -121,7 +121,7 @@ fn serve(
     Ok(driver.transport.counters())
 }
 
-fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32) -> Result<(), Failure> {
+fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32, settings: &Settings) -> Result<(), Failure> {
     let plan = scattered(block_bytes, block_count * 2)?;
     let region_bytes = u64::from(block_bytes) * u64::from(block_count) * 2;
     let (source, target) = (region(region_bytes)?, region(region_bytes)?);
@@ -134,7 +134,7 @@ fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32) -> Resul
 
     let start = Instant::now();
     let keys: Vec<[u8; 32]> = (0..streams).map(|stream| [u8::try_from(stream).unwrap_or(0); 32]).collect();
-    let bind = || TcpTransport::bind(([127, 0, 0, 1], 0).into(), &Settings::default());
+    let bind = || TcpTransport::bind(([127, 0, 0, 1], 0).into(), settings);
     let mut holder = Driver { transport: bind()?, start, events: Vec::new() };
     let mut reader = Driver { transport: bind()?, start, events: Vec::new() };
     let now = reader.now();
@@ -222,14 +222,29 @@ fn check(plan: &Plan, source: &Region, target: &Region) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A key and its own certificate, which both ends believe.
+fn throw_away_tls() -> Result<Tls, Failure> {
+    let name = "loopback.example";
+    let made = rcgen::generate_simple_self_signed(vec![name.to_owned()])?;
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let (certificate, key) = (certificate.as_bytes(), key.as_bytes());
+    Ok(Tls::new(&Pem { certificate, key, authority: certificate, name })?)
+}
+
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |place: usize, default: &str| arguments.get(place).map_or_else(|| default.to_owned(), Clone::clone);
     let streams: usize = argument(0, "4").parse()?;
     let rounds: u32 = argument(1, "20").parse()?;
     let block_count: u32 = argument(3, "1024").parse()?;
+    let is_encrypted = argument(4, "clear") == "tls";
+    let settings = Settings {
+        tls: is_encrypted.then(throw_away_tls).transpose()?.map(Arc::new),
+        checksums: argument(5, "sums") == "sums",
+        ..Settings::default()
+    };
     for block_bytes in argument(2, "65536,1048576").split(',') {
-        run(block_bytes.parse()?, block_count, streams, rounds)?;
+        run(block_bytes.parse()?, block_count, streams, rounds, &settings)?;
     }
     Ok(())
 }

@@ -5,12 +5,15 @@
 //!                        \-> anything else, or too late: closed without a word, counted
 //! ```
 //!
-//! Exactly a Hello is read, so that a stream's first frame is still in the socket when an endpoint takes it over.
+//! Exactly a Hello is read, so that a stream's first frame is still in the socket when an endpoint takes it over; under
+//! TLS, where whole records are read, what came behind it goes along. A handshake counts as part of the Hello.
 //! Full means that nobody is accepted for a while; the kernel's backlog holds who comes.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kvferry_core::Time;
@@ -22,12 +25,19 @@ use crate::Counters;
 use crate::frame::{Frame, HEADER_BYTES, HELLO_BYTES};
 use crate::settings::Settings;
 use crate::socket;
+use crate::stream::INTEREST;
+use crate::tls::{Channel, Tls, flow};
 use crate::token::Token;
+use crate::wire::{Body, Wire};
 
 /// Connections accepted in one turn.
 const ACCEPTS_MAX: usize = 16;
 /// How long to wait after a failure to accept (no file descriptor left, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Callers heard in one turn where connections are encrypted: each may ask for a key agreement and a signature, half a
+/// millisecond with keys of the usual kind, in which no byte of anybody else moves.
+const HANDSHAKES_MAX: usize = 4;
 
 /// The listening socket and its half-open connections.
 pub(crate) struct Door {
@@ -37,23 +47,40 @@ pub(crate) struct Door {
     /// No accept before this.
     pause_until: Time,
     half_open: Slab<HalfOpen>,
+    /// Those of whom epoll said something, and their generations.
+    talking: VecDeque<(usize, u32)>,
     generation: u32,
     half_open_max: usize,
     hello_max: Duration,
+    tls: Option<Arc<Tls>>,
 }
 
 /// A connection that said who it is; its key is not checked yet.
 pub(crate) struct Caller {
     pub(crate) socket: TcpStream,
+    pub(crate) tls: Option<Box<Channel>>,
+    /// What it said behind its Hello.
+    pub(crate) ahead: Vec<u8>,
     pub(crate) endpoint: EndpointId,
     pub(crate) stream: u32,
     pub(crate) key: Key,
 }
 
+/// What came of listening to one half-open connection.
+pub(crate) enum Heard {
+    /// It said who it is.
+    Caller(Caller),
+    /// Nothing yet, or nothing good; another may be waiting.
+    More,
+    /// Nobody has said anything.
+    Nobody,
+}
+
 struct HalfOpen {
     socket: TcpStream,
+    tls: Option<Box<Channel>>,
     generation: u32,
-    bytes: [u8; HELLO_BYTES],
+    bytes: Box<[u8]>,
     length: usize,
     expires: Time,
 }
@@ -68,9 +95,11 @@ impl Door {
             readable: true,
             pause_until: Time::default(),
             half_open: Slab::new(),
+            talking: VecDeque::new(),
             generation: 0,
             half_open_max: settings.half_open_max,
             hello_max: settings.hello_max,
+            tls: settings.tls.clone(),
         })
     }
 
@@ -109,23 +138,39 @@ impl Door {
     /// When a turn is due even if nobody knocks.
     pub(crate) fn next_deadline(&self) -> Time {
         let first = self.half_open.iter().map(|(_, half_open)| half_open.expires).min().unwrap_or(Time::NEVER);
+        if !self.talking.is_empty() {
+            return Time::default();
+        }
         let waits = self.readable && self.half_open.len() < self.half_open_max;
         if waits { first.min(self.pause_until) } else { first }
     }
 
-    /// Reads what a half-open connection has to say. `Some`: it said it all.
-    pub(crate) fn handle_bytes(&mut self, slot: usize, generation: u32, counters: &mut Counters) -> Option<Caller> {
-        let half_open = self.half_open.get_mut(slot).filter(|half_open| half_open.generation == generation)?;
-        let heard = half_open.hear();
+    /// Epoll says that a half-open connection has something to say.
+    pub(crate) fn handle_bytes(&mut self, slot: usize, generation: u32) {
+        self.talking.push_back((slot, generation));
+    }
+
+    /// How many may be heard in one turn.
+    pub(crate) fn hears_max(&self) -> usize {
+        if self.tls.is_some() { HANDSHAKES_MAX } else { usize::MAX }
+    }
+
+    /// Hears the next half-open connection that has something to say.
+    pub(crate) fn hear_next(&mut self, wire: &mut Wire) -> Heard {
+        let Some((slot, generation)) = self.talking.pop_front() else { return Heard::Nobody };
+        let half_open = self.half_open.get_mut(slot).filter(|half_open| half_open.generation == generation);
+        let Some(half_open) = half_open else { return Heard::More };
+        let heard = half_open.hear(wire);
         if matches!(heard, Ok(None)) {
-            return None;
+            return Heard::More;
         }
-        let half_open = self.half_open.remove(slot);
+        let HalfOpen { socket, tls, bytes, length, .. } = self.half_open.remove(slot);
         if let Ok(Some((endpoint, stream, key))) = heard {
-            return Some(Caller { socket: half_open.socket, endpoint, stream, key });
+            let ahead = bytes[HELLO_BYTES..length].to_vec();
+            return Heard::Caller(Caller { socket, tls, ahead, endpoint, stream, key });
         }
-        counters.hellos_refused += 1;
-        None
+        wire.counters.hellos_refused += 1;
+        Heard::More
     }
 
     fn can_accept(&self, now: Time) -> bool {
@@ -140,19 +185,46 @@ impl Door {
         let entry = self.half_open.vacant_entry();
         let token = Token::HalfOpen { slot: entry.key(), generation: self.generation };
         // Ready bytes are reported at once, so there is no need to look now.
-        let interest = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        let plain = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        let interest = if self.tls.is_some() { INTEREST } else { plain };
+        let tls = match self.tls.as_ref().map(|tls| Channel::server(tls)).transpose() {
+            Ok(tls) => tls.map(Box::new),
+            Err(_) => return Ok(()),
+        };
         epoll::add(epoll, socket.as_fd(), EventData::new_u64(token.to_u64()), interest)?;
         let expires = now.after(self.hello_max);
-        entry.insert(HalfOpen { socket, generation: self.generation, bytes: [0; HELLO_BYTES], length: 0, expires });
+        let bytes = vec![0; if tls.is_some() { flow::AHEAD_BYTES } else { HELLO_BYTES }].into_boxed_slice();
+        entry.insert(HalfOpen { socket, tls, generation: self.generation, bytes, length: 0, expires });
         Ok(())
     }
 }
 
 impl HalfOpen {
     /// Reads on. `Ok(None)`: more is to come. `Err`: not a Hello, or the end.
-    fn hear(&mut self) -> Result<Option<(EndpointId, u32, Key)>, ()> {
+    fn hear(&mut self, wire: &mut Wire) -> Result<Option<(EndpointId, u32, Key)>, ()> {
+        if self.tls.is_some() {
+            self.shake_hands(wire)?;
+        } else {
+            self.read()?;
+        }
+        if self.length < HEADER_BYTES {
+            return Ok(None);
+        }
+        let (header, rest) = self.bytes.split_first_chunk::<HEADER_BYTES>().ok_or(())?;
+        let Ok(Frame::Hello { endpoint, stream, checksum }) = Frame::decode(header) else { return Err(()) };
+        if self.length < HELLO_BYTES {
+            return Ok(None);
+        }
+        let key = *rest.first_chunk::<{ size_of::<Key>() }>().ok_or(())?;
+        if crc32c::crc32c(&key) == checksum { Ok(Some((endpoint, stream, key))) } else { Err(()) }
+    }
+}
+
+impl HalfOpen {
+    /// Reads, up to the end of a Hello.
+    fn read(&mut self) -> Result<(), ()> {
         while self.length < HELLO_BYTES {
-            match self.socket.read(&mut self.bytes[self.length..]) {
+            match self.socket.read(&mut self.bytes[self.length..HELLO_BYTES]) {
                 Ok(0) => return Err(()),
                 Ok(length) => self.length += length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -160,16 +232,22 @@ impl HalfOpen {
                 Err(_) => return Err(()),
             }
         }
-        if self.length < HEADER_BYTES {
-            return Ok(None);
+        Ok(())
+    }
+
+    /// Goes on with the handshake, and reads what comes behind it, up to the record in which a Hello ends.
+    fn shake_hands(&mut self, wire: &mut Wire) -> Result<(), ()> {
+        let Some(channel) = &mut self.tls else { return Err(()) };
+        let socket = self.socket.as_fd();
+        loop {
+            let ahead = (&mut *self.bytes, &mut self.length);
+            let received = flow::receive(channel, wire, socket, true, &Body::None, 0, ahead);
+            let answered = flow::send(channel, wire, socket, [&[]; 2], &Body::None, &[]);
+            let (Ok(received), Ok(_)) = (received, answered) else { return Err(()) };
+            if self.length >= HELLO_BYTES || received.moved.is_some_and(|moved| moved.short) {
+                return Ok(());
+            }
         }
-        let (header, key) = self.bytes.split_first_chunk::<HEADER_BYTES>().ok_or(())?;
-        let Ok(Frame::Hello { endpoint, stream, checksum }) = Frame::decode(header) else { return Err(()) };
-        if self.length < HELLO_BYTES {
-            return Ok(None);
-        }
-        let key = Key::try_from(key).map_err(|_| ())?;
-        if crc32c::crc32c(&key) == checksum { Ok(Some((endpoint, stream, key))) } else { Err(()) }
     }
 }
 

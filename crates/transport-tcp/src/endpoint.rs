@@ -15,12 +15,13 @@ use kvferry_core::{Time, WorkId};
 use kvferry_transport::{Admission, Completion, Dial, Endpoint, EndpointId, Fault, Key, Role, Work};
 use rustix::event::epoll::EventFlags;
 
-use crate::admission::keys_match;
+use crate::admission::{Caller, keys_match};
 use crate::frame::Frame;
 use crate::holder::HolderSide;
 use crate::reader::ReaderSide;
 use crate::settings::Settings;
 use crate::stream::Stream;
+use crate::tls::Channel;
 use crate::wire::Wire;
 
 /// One endpoint of a [`TcpTransport`](crate::TcpTransport).
@@ -77,17 +78,18 @@ impl TcpEndpoint {
         generation: u32,
         settings: &Settings,
         now: Time,
-    ) -> Self {
+    ) -> Result<Self, Fault> {
         let mut streams = Vec::with_capacity(sockets.len());
         for ((index, socket), key) in (0..).zip(sockets).zip(&dial.keys) {
-            let mut stream = Stream::new(socket, false, now);
+            let channel = settings.tls.as_ref().map(|tls| Channel::client(tls).map(Box::new)).transpose()?;
+            let mut stream = Stream::new(socket, channel, false, now);
             // Leaves as soon as the socket is connected, which is when it first is writable.
             stream.push(&Frame::hello(dial.endpoint, index, key));
             streams.push(stream);
         }
         let side = Side::new(dial.role, streams.len(), settings);
         let phase = Phase::Dialing { deadline: dial.deadline };
-        Self { alarm: dial.deadline, ..Self::new(dial.endpoint, generation, phase, streams, side, settings) }
+        Ok(Self { alarm: dial.deadline, ..Self::new(dial.endpoint, generation, phase, streams, side, settings) })
     }
 
     /// The admitter's end, before anybody came.
@@ -176,10 +178,11 @@ impl TcpEndpoint {
     }
 
     /// A caller with a good key becomes a stream.
-    pub(crate) fn join(&mut self, index: usize, socket: TcpStream, now: Time) {
+    pub(crate) fn join(&mut self, index: usize, caller: Caller, now: Time) {
         self.attention = true;
         if let Phase::Joining { streams, .. } = &mut self.phase {
-            let mut stream = Stream::new(socket, true, now);
+            let mut stream = Stream::new(caller.socket, caller.tls, true, now);
+            stream.put_ahead(&caller.ahead);
             stream.welcomed = true;
             stream.push(&Frame::Welcome.encode());
             streams[index] = Some(stream);
@@ -289,7 +292,7 @@ impl TcpEndpoint {
     /// When this stream counts as stalled unless bytes move; `None` if none are due.
     fn stall_at(&self, index: usize) -> Option<Time> {
         let stream = &self.streams[index];
-        let has_output = !stream.control().is_empty();
+        let has_output = stream.has_output();
         match &self.side {
             Side::Holder(holder) => {
                 (has_output || holder.has_output(index)).then(|| stream.spoke.after(self.stall_max))
@@ -328,7 +331,7 @@ impl TcpEndpoint {
 
     fn is_busy(&self) -> bool {
         self.streams.iter().enumerate().any(|(index, stream)| {
-            let has_control = stream.is_writable() && !stream.control().is_empty();
+            let has_control = stream.is_writable() && stream.has_output();
             has_control
                 || match &self.side {
                     Side::Holder(holder) => {

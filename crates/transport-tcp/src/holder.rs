@@ -285,7 +285,7 @@ impl HolderSide {
                 self.end(streams, slot, Outcome::LeaseEnded, Fault::LeaseEnded, done);
             }
             let outflow = &mut self.outflows[index];
-            if outflow.piece.is_none() && streams[index].control().is_empty() {
+            if outflow.piece.is_none() && !streams[index].has_output() {
                 return Ok(());
             }
             let source = outflow.piece.as_ref().and_then(|piece| piece.slot).map(|slot| &*self.serves[slot].source);

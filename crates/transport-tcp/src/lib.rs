@@ -34,10 +34,12 @@ mod settings;
 mod share;
 mod socket;
 mod stream;
+mod tls;
 mod token;
 mod transport;
 mod wire;
 
 pub use counters::Counters;
 pub use settings::{STREAMS_MAX, Settings};
+pub use tls::{Pem, Tls, TlsError};
 pub use transport::TcpTransport;

@@ -161,29 +161,9 @@ impl Outflow {
             Some(source) => Body::Region(source, &self.slices[self.front..]),
             None => Body::Void(piece.left),
         };
-        // A frame that has begun is finished first.
-        let control_first = piece.header_sent == 0;
-        let control = stream.control();
-        let moved = if control_first {
-            wire.send(stream.socket(), [control, header], &body, &[])?
-        } else {
-            wire.send(stream.socket(), [header, &[]], &body, control)?
-        };
-        let mut rest = moved.bytes;
-        let mut take = |length: u64| {
-            let taken = rest.min(length);
-            rest -= taken;
-            taken
-        };
-        let mut control_sent = if control_first { take(control.len() as u64) } else { 0 };
-        piece.header_sent += usize::try_from(take(header.len() as u64)).unwrap_or(0);
-        let payload_sent = take(piece.left);
+        let (header_sent, payload_sent) = stream.send(wire, header, &body, piece.left, now)?;
+        piece.header_sent += header_sent;
         piece.left -= payload_sent;
-        if !control_first {
-            control_sent = take(control.len() as u64);
-        }
-        stream.control_sent(usize::try_from(control_sent).unwrap_or(0));
-        stream.sent(moved, now);
         if source.is_some() {
             self.advance(payload_sent);
         }

@@ -5,6 +5,8 @@
 //! Wire::receive -> bytes read ahead -> next_frame, or the first bytes of a piece
 //! ```
 //!
+//! Under TLS a channel stands before the socket, and payload is copied once each way: see [`tls`](crate::tls).
+//!
 //! Limits: [`AHEAD_BYTES`] in; out, what the two sides bound by the works they admit. Payload is not here: it goes
 //! between region and socket in the same system calls as these bytes.
 
@@ -16,6 +18,7 @@ use kvferry_transport::Fault;
 use rustix::event::epoll::EventFlags;
 
 use crate::frame::{Frame, HEADER_BYTES};
+use crate::tls::{Channel, flow};
 use crate::wire::{Body, Moved, Wire};
 
 /// Bytes read ahead of need: some frames in one call. Piece bytes among them are copied once more, which is less than
@@ -29,6 +32,8 @@ pub(crate) const INTEREST: EventFlags =
 /// One connection. Its endpoint owns it; closed on drop.
 pub(crate) struct Stream {
     socket: TcpStream,
+    /// Stands between frames and socket if the transport encrypts.
+    tls: Option<Box<Channel>>,
     /// Bytes, or the end, may be waiting. Cleared by a short read.
     readable: bool,
     /// The socket may take bytes. Cleared by a short write.
@@ -37,7 +42,7 @@ pub(crate) struct Stream {
     hangup: bool,
     /// The other end has proved itself (dialler: Welcome came; admitter: its key was good).
     pub(crate) welcomed: bool,
-    ahead: Box<[u8; AHEAD_BYTES]>,
+    ahead: Box<[u8]>,
     ahead_start: usize,
     ahead_end: usize,
     control: Vec<u8>,
@@ -50,14 +55,16 @@ pub(crate) struct Stream {
 
 impl Stream {
     /// A non-blocking socket, connected or about to be.
-    pub(crate) fn new(socket: TcpStream, connected: bool, now: Time) -> Self {
+    pub(crate) fn new(socket: TcpStream, tls: Option<Box<Channel>>, connected: bool, now: Time) -> Self {
+        let ahead_bytes = if tls.is_some() { flow::AHEAD_BYTES } else { AHEAD_BYTES };
         Self {
             socket,
+            tls,
             readable: connected,
             writable: connected,
             hangup: false,
             welcomed: false,
-            ahead: Box::new([0; AHEAD_BYTES]),
+            ahead: vec![0; ahead_bytes].into_boxed_slice(),
             ahead_start: 0,
             ahead_end: 0,
             control: Vec::new(),
@@ -79,8 +86,9 @@ impl Stream {
         self.writable |= flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
     }
 
-    pub(crate) const fn is_readable(&self) -> bool {
-        self.readable
+    /// Whether there may be more to receive.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.readable || self.tls.as_ref().is_some_and(|channel| channel.may_open())
     }
 
     pub(crate) const fn is_writable(&self) -> bool {
@@ -105,25 +113,56 @@ impl Stream {
         &self.control[self.control_start..]
     }
 
-    /// `bytes` of the control frames have left.
-    pub(crate) fn control_sent(&mut self, bytes: usize) {
-        self.control_start += bytes;
+    /// Whether something here could leave once the socket takes it: control frames, or records that were sealed.
+    pub(crate) fn has_output(&self) -> bool {
+        match &self.tls {
+            Some(channel) => !channel.outgoing().is_empty() || channel.is_established() && !self.control().is_empty(),
+            None => !self.control().is_empty(),
+        }
     }
 
-    /// Sends control frames and nothing else.
+    /// Sends what is here and nothing else.
     pub(crate) fn flush(&mut self, wire: &mut Wire, now: Time) -> Result<(), Fault> {
-        if self.writable && !self.control().is_empty() {
-            let moved = wire.send(self.socket.as_fd(), [self.control(), &[]], &Body::None, &[])?;
-            self.sent(moved, now);
-            self.control_sent(usize::try_from(moved.bytes).unwrap_or(0));
+        if self.writable && self.has_output() {
+            self.send(wire, &[], &Body::None, 0, now)?;
         }
         Ok(())
     }
 
-    /// Notes the outcome of a send.
-    pub(crate) fn sent(&mut self, moved: Moved, now: Time) {
+    /// One system call: control frames, and as much as goes of a frame whose header, or the rest of it, and body are
+    /// given. A frame that has begun is finished first. Returns how much has left of header and body.
+    pub(crate) fn send(
+        &mut self,
+        wire: &mut Wire,
+        header: &[u8],
+        body: &Body<'_>,
+        body_bytes: u64,
+        now: Time,
+    ) -> Result<(usize, u64), Fault> {
+        let control = &self.control[self.control_start..];
+        let control_first = header.len() == HEADER_BYTES || body_bytes == 0;
+        let (before, after): (_, &[u8]) =
+            if control_first { ([control, header], &[]) } else { ([header, &[]], control) };
+        let socket = self.socket.as_fd();
+        let moved = match &mut self.tls {
+            Some(channel) => flow::send(channel, wire, socket, before, body, after)?,
+            None => wire.send(socket, before, body, after)?,
+        };
+        let mut rest = moved.bytes;
+        let mut take = |length: u64| {
+            let taken = rest.min(length);
+            rest -= taken;
+            taken
+        };
+        let mut control_sent = if control_first { take(control.len() as u64) } else { 0 };
+        let sent = (usize::try_from(take(header.len() as u64)).unwrap_or(0), take(body_bytes));
+        if !control_first {
+            control_sent = take(control.len() as u64);
+        }
+        self.control_start += usize::try_from(control_sent).unwrap_or(0);
         self.writable = !moved.short;
         self.spoke = now;
+        Ok(sent)
     }
 
     /// The next header, if all of it is here.
@@ -172,15 +211,53 @@ impl Stream {
             self.ahead_end -= self.ahead_start;
             self.ahead_start = 0;
         }
+        if self.tls.is_some() {
+            return self.receive_records(wire, body, body_bytes, now);
+        }
         let room = if body_is_whole { &mut self.ahead[self.ahead_end..] } else { &mut [] };
-        let moved = wire.receive(self.socket.as_fd(), body, room)?;
+        let moved = wire.receive(self.socket.as_fd(), body, room).map_err(|fault| self.explain(fault))?;
+        self.received(moved, now);
+        let landed = moved.bytes.min(body_bytes);
+        self.ahead_end += usize::try_from(moved.bytes - landed).unwrap_or(0);
+        Ok(landed)
+    }
+
+    fn receive_records(&mut self, wire: &mut Wire, body: &Body<'_>, body_bytes: u64, now: Time) -> Result<u64, Fault> {
+        let Some(channel) = &mut self.tls else { return Ok(0) };
+        let (socket, ahead) = (self.socket.as_fd(), (&mut *self.ahead, &mut self.ahead_end));
+        match flow::receive(channel, wire, socket, self.readable, body, body_bytes, ahead) {
+            Ok(received) => {
+                if let Some(moved) = received.moved {
+                    self.received(moved, now);
+                }
+                Ok(received.landed)
+            }
+            Err(fault) => {
+                flow::send_alert(channel, wire, socket);
+                Err(fault)
+            }
+        }
+    }
+
+    /// Notes the outcome of a system call that received.
+    fn received(&mut self, moved: Moved, now: Time) {
         // Behind a hang-up no new edge comes, so it is read until its end.
         self.readable = !moved.short || (self.hangup && moved.bytes > 0);
         if moved.bytes > 0 {
             self.heard = now;
         }
-        let landed = moved.bytes.min(body_bytes);
-        self.ahead_end += usize::try_from(moved.bytes - landed).unwrap_or(0);
-        Ok(landed)
+    }
+
+    /// A peer that encrypts answers our first frame with an alert of TLS, and hangs up.
+    fn explain(&self, fault: Fault) -> Fault {
+        let is_alert = self.ahead[self.ahead_start..self.ahead_end].starts_with(&flow::ALERT);
+        if fault == Fault::PeerClosed && !self.welcomed && is_alert { Fault::Untrusted } else { fault }
+    }
+
+    /// Bytes that came before this stream was one.
+    pub(crate) fn put_ahead(&mut self, bytes: &[u8]) {
+        let length = bytes.len().min(self.ahead.len());
+        self.ahead[..length].copy_from_slice(&bytes[..length]);
+        (self.ahead_start, self.ahead_end) = (0, length);
     }
 }

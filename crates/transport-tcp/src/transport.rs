@@ -20,7 +20,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData};
 use slab::Slab;
 
 use crate::Counters;
-use crate::admission::{Caller, Door};
+use crate::admission::{Caller, Door, Heard};
 use crate::endpoint::TcpEndpoint;
 use crate::settings::{STREAMS_MAX, Settings};
 use crate::socket;
@@ -92,7 +92,7 @@ impl TcpTransport {
     }
 
     /// Asks epoll what happened. True: it may have more to tell.
-    fn poll(&mut self, now: Time) -> bool {
+    fn poll(&mut self) -> bool {
         let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut room = [MaybeUninit::uninit(); EVENTS_MAX];
         // It fails for a signal alone, which the next turn makes good, or for a wrong fd, which ours is not.
@@ -101,13 +101,7 @@ impl TcpTransport {
             let (flags, data) = (event.flags, event.data);
             match Token::from_u64(data.u64()) {
                 Some(Token::Door) => self.door.handle_knock(),
-                Some(Token::HalfOpen { slot, generation }) => {
-                    if let Some(caller) = self.door.handle_bytes(slot, generation, &mut self.wire.counters)
-                        && !self.welcome(caller, now)
-                    {
-                        self.wire.counters.hellos_refused += 1;
-                    }
-                }
+                Some(Token::HalfOpen { slot, generation }) => self.door.handle_bytes(slot, generation),
                 Some(Token::Stream { slot, stream, generation }) => {
                     let endpoint = self.endpoints.get_mut(slot);
                     if let Some(endpoint) = endpoint.filter(|endpoint| endpoint.generation == generation) {
@@ -118,6 +112,20 @@ impl TcpTransport {
             }
         }
         ready.len() == EVENTS_MAX
+    }
+
+    /// Hears those who have something to say at the door.
+    fn hear(&mut self, now: Time) {
+        for _ in 0..self.door.hears_max() {
+            match self.door.hear_next(&mut self.wire) {
+                Heard::Caller(caller) => {
+                    let is_welcome = self.welcome(caller, now);
+                    self.wire.counters.hellos_refused += u64::from(!is_welcome);
+                }
+                Heard::More => {}
+                Heard::Nobody => return,
+            }
+        }
     }
 
     /// Lets a caller with a good key in. False: closed without a word.
@@ -132,7 +140,7 @@ impl TcpTransport {
         if epoll::modify(&self.epoll, &caller.socket, EventData::new_u64(token.to_u64()), INTEREST).is_err() {
             return false;
         }
-        endpoint.join(stream, caller.socket, now);
+        endpoint.join(stream, caller, now);
         true
     }
 
@@ -172,7 +180,7 @@ impl Transport for TcpTransport {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.endpoints.vacant_entry();
         let slot = entry.key();
-        let endpoint = TcpEndpoint::dialing(&dial, sockets, self.generation, &self.settings, now);
+        let endpoint = TcpEndpoint::dialing(&dial, sockets, self.generation, &self.settings, now)?;
         for (index, stream) in endpoint.streams().iter().enumerate() {
             let token = Token::Stream { slot, stream: index, generation: self.generation };
             epoll::add(&self.epoll, stream.socket(), EventData::new_u64(token.to_u64()), INTEREST)
@@ -207,7 +215,8 @@ impl Transport for TcpTransport {
 
     fn turn(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
         events.append(&mut self.pending);
-        let mut busy = self.poll(now);
+        let mut busy = self.poll();
+        self.hear(now);
         busy |= self.door.turn(self.epoll.as_fd(), now, &mut self.wire.counters);
         let mut ended = None;
         for (slot, endpoint) in &mut self.endpoints {

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 
 use crate::Counters;
+use crate::tls::Pool;
 
 /// Most region slices of one call: the kernel's `UIO_MAXIOV` of 1,024, less what stands before and behind them.
 pub(crate) const SLICES_MAX: usize = 1024 - EDGES_MAX;
@@ -53,6 +54,10 @@ pub(crate) struct Wire {
     /// Empty between calls.
     vectors: Vec<Vector>,
     scratch: Box<[u8]>,
+    /// Where plaintext lies between a region and its encryption; empty before the first stream under TLS.
+    pub(crate) staging: Vec<u8>,
+    /// Records of streams under TLS.
+    pub(crate) pool: Pool,
     /// What the calls did.
     pub(crate) counters: Counters,
 }
@@ -77,6 +82,8 @@ impl Wire {
         Self {
             vectors: Vec::with_capacity(SLICES_MAX + EDGES_MAX),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
+            staging: Vec::new(),
+            pool: Pool::default(),
             counters: Counters::default(),
         }
     }

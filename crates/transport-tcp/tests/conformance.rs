@@ -1,14 +1,35 @@
-//! The suite every transport passes, over loopback.
+//! The suite every transport passes, over loopback, in the clear and under TLS.
+
+mod certificates;
+
+use std::sync::{Arc, LazyLock};
 
 use kvferry_core::Time;
 use kvferry_transport::conformance::{Clock, Rig};
 use kvferry_transport::{Admission, Dial, EndpointId, Role, Transport};
-use kvferry_transport_tcp::{Settings, TcpTransport};
+use kvferry_transport_tcp::{Pem, Settings, TcpTransport, Tls};
+
+use crate::certificates::{Authority, NAME};
 
 const WORKS_MAX: usize = 64;
 
+static TLS: LazyLock<Arc<Tls>> = LazyLock::new(|| {
+    let authority = Authority::new();
+    let (certificate, key) = authority.identity(NAME, 4000);
+    let (certificate, key, authority) = (certificate.as_bytes(), key.as_bytes(), authority.pem());
+    Arc::new(Tls::new(&Pem { certificate, key, authority: authority.as_bytes(), name: NAME }).expect("usable"))
+});
+
 fn pair(clock: &Clock, streams: u8, dialler: Role) -> Rig {
-    let settings = Settings { works_max: WORKS_MAX, ..Settings::default() };
+    pair_with(clock, streams, dialler, Settings::default())
+}
+
+fn pair_under_tls(clock: &Clock, streams: u8, dialler: Role) -> Rig {
+    pair_with(clock, streams, dialler, Settings { tls: Some(Arc::clone(&TLS)), ..Settings::default() })
+}
+
+fn pair_with(clock: &Clock, streams: u8, dialler: Role, settings: Settings) -> Rig {
+    let settings = Settings { works_max: WORKS_MAX, ..settings };
     let bind = || TcpTransport::bind(([127, 0, 0, 1], 0).into(), &settings).expect("bind to loopback");
     let (mut reader, mut holder) = (bind(), bind());
     let endpoint = EndpointId(7);
@@ -46,8 +67,34 @@ fn push_over_four(clock: &Clock) -> Rig {
     pair(clock, 4, Role::Serves).pushing()
 }
 
+fn tls(clock: &Clock) -> Rig {
+    pair_under_tls(clock, 1, Role::Reads)
+}
+
+fn tls_over_four(clock: &Clock) -> Rig {
+    pair_under_tls(clock, 4, Role::Reads)
+}
+
+fn tls_dialled_by_the_holder(clock: &Clock) -> Rig {
+    pair_under_tls(clock, 2, Role::Serves)
+}
+
+fn tls_push(clock: &Clock) -> Rig {
+    pair_under_tls(clock, 1, Role::Serves).pushing()
+}
+
+fn tls_push_over_four(clock: &Clock) -> Rig {
+    pair_under_tls(clock, 4, Role::Serves).pushing()
+}
+
 kvferry_transport::conformance!(one_stream, one);
 kvferry_transport::conformance!(four_streams, four);
 kvferry_transport::conformance!(holder_dials, dialled_by_the_holder);
 kvferry_transport::conformance!(pushed, push);
 kvferry_transport::conformance!(pushed_over_four_streams, push_over_four);
+
+kvferry_transport::conformance!(one_stream_under_tls, tls);
+kvferry_transport::conformance!(four_streams_under_tls, tls_over_four);
+kvferry_transport::conformance!(holder_dials_under_tls, tls_dialled_by_the_holder);
+kvferry_transport::conformance!(pushed_under_tls, tls_push);
+kvferry_transport::conformance!(pushed_over_four_streams_under_tls, tls_push_over_four);

@@ -45,11 +45,15 @@ pub enum Fault {
     /// This transport cannot do this kind of work, or has no such endpoint.
     #[error("not a thing this transport does")]
     Unsupported,
+    /// No encrypted connection came about, or one broke: a certificate that is missing, expired or not of our
+    /// authority, a peer that does not encrypt (or does, where we do not), records that were tampered with.
+    #[error("no trusted TLS connection: check both ends' certificates, authority and name, and that both encrypt")]
+    Untrusted,
 }
 
 impl Fault {
     /// A word for each kind of fault, in the order of the enum: the label values of metrics.
-    pub const LABELS: [&'static str; 12] = [
+    pub const LABELS: [&'static str; 13] = [
         "cancelled",
         "checksum_mismatch",
         "deadline",
@@ -62,6 +66,7 @@ impl Fault {
         "refused",
         "stalled",
         "unsupported",
+        "untrusted",
     ];
 
     /// Whether the same work, posted anew under a new id (over a new endpoint if this one is down), may succeed.
@@ -75,7 +80,8 @@ impl Fault {
             | Self::OutOfBounds
             | Self::Protocol
             | Self::Refused
-            | Self::Unsupported => false,
+            | Self::Unsupported
+            | Self::Untrusted => false,
         }
     }
 
@@ -95,6 +101,7 @@ impl Fault {
             Self::Refused => 9,
             Self::Stalled => 10,
             Self::Unsupported => 11,
+            Self::Untrusted => 12,
         }
     }
 
@@ -126,6 +133,7 @@ mod tests {
             Fault::Refused,
             Fault::Stalled,
             Fault::Unsupported,
+            Fault::Untrusted,
         ];
         let labels: HashSet<_> = all.iter().map(|fault| fault.label()).collect();
         assert_eq!(labels.len(), Fault::LABELS.len());

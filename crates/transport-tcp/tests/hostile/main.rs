@@ -3,7 +3,10 @@
 //! Whatever they do: no panic, every posted work completes exactly once with the right fault, no memory is touched
 //! after that, and nothing else on the transport suffers.
 
+#[path = "../certificates/mod.rs"]
+mod certificates;
 mod door;
+mod encrypted;
 mod holder;
 mod mutation;
 mod push;

@@ -112,6 +112,15 @@ impl Stage {
         self.downs.contains_key(&id)
     }
 
+    pub(crate) fn is_up(&self, id: EndpointId) -> bool {
+        self.ups.contains(&id)
+    }
+
+    /// How a work ended, if it has.
+    pub(crate) fn outcome(&self, id: WorkId) -> Option<Result<u64, Fault>> {
+        self.results.get(&id).copied()
+    }
+
     /// Turns until the transport has nothing left to do at this moment.
     pub(crate) fn settle(&mut self) {
         self.until("quiet", |stage| (!stage.turn()).then_some(()));
