@@ -85,7 +85,7 @@ class Kvferry(Peer):
     def _lines(self, turn: Turn, blocks: int, block_bytes: int) -> list[dict[str, Any]]:
         options = [
             *("--blocks", str(blocks), "--block-size", str(block_bytes), "--region", f"{REGION_BYTES >> 20}M"),
-            *("--duration", f"{turn.setting.budget_s * 1e3:.0f}ms", "--rounds", "1", "--json"),
+            *("--duration", f"{turn.setting.budget_s * 1e3:.0f}ms", "--rounds", "1", "--json", "--no-ceilings"),
             *("--transport", "copy" if turn.setting.name == "copy" else "tcp", "--direction", "both"),
             *self._flags,
         ]

@@ -12,6 +12,7 @@
 //! Why not cargo benches: they cannot run on two hosts, nor on a machine without a compiler.
 
 mod arena;
+mod ceilings;
 mod cell;
 mod child;
 mod content;
@@ -23,6 +24,7 @@ mod near;
 mod options;
 mod pace;
 mod placement;
+mod plain;
 mod progress;
 mod row;
 mod run;

@@ -5,7 +5,7 @@ use rustix::process::{Signal, kill_process};
 use crate::process::{Running, wait_gone};
 
 /// Long enough to be interrupted, on any machine.
-const LONG: &str = "--transport tcp --region 4M --block-size 4K --blocks 8 --duration 10m --rounds 1";
+const LONG: &str = "--no-ceilings --transport tcp --region 4M --block-size 4K --blocks 8 --duration 10m --rounds 1";
 
 #[test]
 fn nothing_is_left_when_it_is_interrupted() {

@@ -37,7 +37,8 @@ fn every_way_moves_verified_bytes() {
 
 #[test]
 fn an_open_loop_starts_what_its_rate_says() {
-    let rows = rows("--region 4M --blocks 8 --block-size 4K --duration 100ms --rounds 1 --rate 500 --spin-us 0");
+    let rows =
+        rows("--no-ceilings --region 4M --blocks 8 --block-size 4K --duration 100ms --rounds 1 --rate 500 --spin-us 0");
     for row in &rows {
         assert_eq!(row["transfers"].as_u64().expect("a count") + row["unstarted"].as_u64().expect("a count"), 50);
         assert_eq!(number(&row["cell"], "rate"), 500.0);
@@ -53,7 +54,7 @@ fn transfers_in_flight_and_streams_and_sums_are_choices() {
 
 #[test]
 fn a_model_has_its_shape() {
-    let rows = rows("--model smollm2-135m --tokens 64 --tp 3 --region 4M --rounds 1 --duration 5ms");
+    let rows = rows("--model smollm2-135m --tokens 64 --tp 3 --no-ceilings --region 4M --rounds 1 --duration 5ms");
     for row in &rows {
         // 4 blocks of 16 tokens; one of three heads: 16 x 2 x 64 values of 2 bytes; 30 layers.
         let cell = &row["cell"];
@@ -61,6 +62,39 @@ fn a_model_has_its_shape() {
         assert_eq!(shape, [4, 4096, 30]);
         assert!(cell["model"].as_str().expect("a name").contains("smollm2-135m"));
         assert_eq!(row["verified"], true);
+    }
+}
+
+#[test]
+fn ceilings_stand_beside_the_rows() {
+    let arguments = "--region 4M --rounds 2 --duration 20ms --blocks 1,64 --block-size 4K --spin-us 20";
+    let has_iperf3 = std::process::Command::new("iperf3").arg("--version").output().is_ok();
+    if !has_iperf3 {
+        eprintln!("skipped: iperf3 is not installed, its ceiling is not looked at");
+    }
+    for row in &rows(arguments) {
+        let is_copy = row["cell"]["transport"] == "copy";
+        let is_small = row["cell"]["blocks"] == 1;
+        let mut wanted = vec!["memcpy_blocks_gbps", "memcpy_blocks_2_cores_gbps", "futex_round_trip_p50_us"];
+        wanted.extend(["uds_ping_pong_p50_us", "uds_ping_pong_p99_us", "tcp_ping_pong_p50_us"]);
+        if !is_copy {
+            wanted.extend(["raw_tcp_gbps", "raw_tcp_512K_sleep_1_gbps"]);
+            wanted.extend(has_iperf3.then_some("iperf3_gbps"));
+        }
+        let ceilings = &row["ceilings"];
+        assert!(wanted.iter().all(|&name| number(ceilings, name) > 0.0), "{row}");
+        let held = &row["ceiling"];
+        let bound = match (is_copy, is_small) {
+            (true, _) => "memcpy_blocks_gbps",
+            (false, true) => "tcp_ping_pong_p50_us",
+            (false, false) if number(ceilings, "raw_tcp_gbps") >= ceilings["iperf3_gbps"].as_f64().unwrap_or(0.0) => {
+                "raw_tcp_gbps"
+            }
+            (false, false) => "iperf3_gbps",
+        };
+        assert_eq!(held["name"], bound, "{row}");
+        assert_eq!(number(held, "value"), number(ceilings, bound), "{row}");
+        assert!(number(held, "ratio") > 0.0, "{row}");
     }
 }
 

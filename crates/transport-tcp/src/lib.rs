@@ -27,6 +27,7 @@ mod holder;
 mod inflow;
 mod outflow;
 mod pace;
+mod raw;
 mod read;
 mod reader;
 mod serve;
@@ -40,6 +41,7 @@ mod transport;
 mod wire;
 
 pub use counters::Counters;
+pub use raw::RawStream;
 pub use settings::{STREAMS_MAX, Settings};
 pub use tls::{Pem, Tls, TlsError};
 pub use transport::TcpTransport;

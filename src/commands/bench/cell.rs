@@ -36,7 +36,7 @@ pub(crate) enum Via {
 }
 
 /// Which way, seen from the end that starts transfers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Direction {
     /// Bytes come to the end that starts, which fetches them.

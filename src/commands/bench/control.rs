@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! near: Hello -> Open(cell, keys) -> Ready -> Start -> Stop -> Open ...        far: one Reply to each
-//!       Raw, Echo, Iperf3 between cells
+//!       Raw, Echo, Iperf3 between cells: Opened, then plain connections, then what came of them
 //! ```
 //!
 //! Limits: [`LINE_BYTES_MAX`] a line, [`PATIENCE`] for an answer. Failure: a line that is too long, late or not a
@@ -23,6 +23,7 @@ use kvferry_transport::Key;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::ceilings::raw::RawWay;
 use super::cell::Cell;
 
 /// Raised with every change of the messages.
@@ -36,10 +37,18 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Ask {
+    /// Echoes 64-byte messages of one plain connection until it closes, then says `Ready`.
+    Echo { spin_us: u32, key: Key },
     /// The first message.
     Hello { protocol: u32, version: String },
+    /// Starts an iperf3 server for one client.
+    Iperf3,
+    /// That client has ended.
+    Iperf3Over,
     /// Makes everything ready for transfers of this cell, and listens for the data connections.
     Open { cell: Box<Cell>, keys: Vec<Key> },
+    /// Moves bytes over plain connections, then says `Moved`.
+    Raw { way: RawWay, key: Key },
     /// Once the data connections stand: are works posted?
     Ready,
     /// The timed part begins after the answer: wipe the target, note the CPU time.
@@ -55,6 +64,13 @@ pub(super) enum Reply {
     Hello {
         protocol: u32,
         version: String,
+    },
+    /// iperf3 is not installed here, or does not work.
+    Missing,
+    /// What this end sent or received over plain connections.
+    Moved {
+        bytes: u64,
+        seconds: f64,
     },
     /// Where the data connections go, on the address of this connection.
     Opened {
@@ -129,6 +145,11 @@ impl Line {
     /// Near end: asks, and takes a refusal for an error.
     pub(super) fn ask(&mut self, question: &Ask) -> Result<Reply> {
         self.send(question)?;
+        self.hear()
+    }
+
+    /// Near end: an answer that comes when something is over.
+    pub(super) fn hear(&mut self) -> Result<Reply> {
         match self.receive(PATIENCE)? {
             Some(Reply::Refused { reason }) => bail!("the far end refused: {reason}"),
             Some(reply) => Ok(reply),

@@ -23,6 +23,7 @@ use kvferry_transport_tcp::TcpTransport;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::arena::Arena;
+use super::ceilings::{echo, iperf, raw};
 use super::cell::{Cell, Direction, Via};
 use super::content;
 use super::control::{Ask, Line, PATIENCE, PROTOCOL, Reply};
@@ -88,6 +89,10 @@ enum Ended {
     Gone,
 }
 
+const fn asked((): ()) -> Ended {
+    Ended::Asked
+}
+
 impl Session {
     fn new(stream: TcpStream) -> Result<Self> {
         Ok(Self { line: Line::new(stream)?, arena: Arena::default() })
@@ -110,6 +115,9 @@ impl Session {
             let done = match self.line.receive(IDLE_MAX).inspect_err(|error| self.refuse_quietly(error))? {
                 None => return Ok(()),
                 Some(Ask::Open { cell, keys }) => self.serve(&cell, keys),
+                Some(Ask::Raw { way, key }) => raw::serve(&way, &key, &mut self.line, &mut self.arena).map(asked),
+                Some(Ask::Echo { spin_us, key }) => echo::serve(spin_us, &key, &mut self.line).map(asked),
+                Some(Ask::Iperf3) => iperf::serve(&mut self.line, PATIENCE).map(asked),
                 Some(other) => Err(anyhow::anyhow!("{other:?} makes no sense between cells")),
             };
             match done {

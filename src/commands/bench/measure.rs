@@ -36,6 +36,10 @@ impl Round {
     pub(super) fn gbps(&self) -> f64 {
         ratio(self.bytes as f64 / 1e9, self.seconds)
     }
+
+    pub(super) fn p50_us(&self) -> f64 {
+        self.latencies.value_at_percentile(50.0) as f64 / 1e3
+    }
 }
 
 /// An empty histogram of latencies.

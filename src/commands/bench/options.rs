@@ -92,6 +92,9 @@ pub(crate) struct Options {
     /// Seed of the random order of blocks.
     #[arg(long, default_value_t = 1, value_name = "N")]
     seed: u64,
+    /// Leaves out what the machine could do: memcpy, raw sockets, iperf3, ping-pongs.
+    #[arg(long)]
+    pub(super) no_ceilings: bool,
     /// Prints one JSON object a cell, one a line, instead of the table.
     #[arg(long)]
     pub(super) json: bool,

@@ -11,6 +11,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 
 use super::arena::{self, Arena};
+use super::ceilings::{Prober, RoundCeilings};
 use super::cell::{Cell, Via};
 use super::child::FarChild;
 use super::control::{Ask, Line, PROTOCOL, Reply, unexpected};
@@ -18,8 +19,8 @@ use super::driver::CONNECT_MAX;
 use super::measure::{Round, Summary};
 use super::options::Options;
 use super::progress::Progress;
-use super::row::{Ceilings, Row};
-use super::{near, table};
+use super::row::Row;
+use super::{ceilings, near, table};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -35,7 +36,12 @@ pub(super) fn run(options: &Options) -> Result<()> {
     let progress = Progress::on_terminal();
     let mut arena = Arena::default();
     let mut rounds: Vec<Vec<Round>> = cells.iter().map(|_| Vec::new()).collect();
+    let mut prober = Prober::default();
+    let mut ceilings = Vec::new();
     for number in 1..=options.rounds {
+        if !options.no_ceilings {
+            ceilings.push(prober.probe(&cells, line.as_mut(), &mut arena, &progress)?);
+        }
         for (cell, rounds) in cells.iter().zip(&mut rounds) {
             progress.doing(format!("round {number} of {}: {cell}", options.rounds));
             let is_last = number == options.rounds;
@@ -44,7 +50,7 @@ pub(super) fn run(options: &Options) -> Result<()> {
         }
     }
     drop(progress);
-    let rows: Vec<Row> = cells.iter().zip(&rounds).filter_map(|(cell, rounds)| row(cell, rounds)).collect();
+    let rows: Vec<Row> = cells.iter().zip(&rounds).filter_map(|(cell, rounds)| row(cell, rounds, &ceilings)).collect();
     print(options, &rows)
 }
 
@@ -62,10 +68,10 @@ fn greet(address: SocketAddr) -> Result<Line> {
     }
 }
 
-fn row(cell: &Cell, rounds: &[Round]) -> Option<Row> {
+fn row(cell: &Cell, rounds: &[Round], ceilings: &[RoundCeilings]) -> Option<Row> {
     let summary = Summary::of(rounds)?;
-    let (cell, ceilings) = (cell.clone(), Ceilings::new());
-    Some(Row { peer: "kvferry", version: VERSION, cell, summary, ceilings, ceiling: None })
+    let (ceilings, ceiling) = ceilings::hold(cell, rounds, ceilings);
+    Some(Row { peer: "kvferry", version: VERSION, cell: cell.clone(), summary, ceilings, ceiling })
 }
 
 fn print(options: &Options, rows: &[Row]) -> Result<()> {
@@ -73,7 +79,7 @@ fn print(options: &Options, rows: &[Row]) -> Result<()> {
     if let Some(file) = &options.out {
         append(file, &lines).with_context(|| format!("write {}", file.display()))?;
     }
-    let text = if options.json { lines.join("\n") + "\n" } else { table::render(rows) };
+    let text = if options.json { lines.join("\n") + "\n" } else { table::render(rows) + &table::render_ceilings(rows) };
     // A reader that went away has read enough.
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("print the results"),

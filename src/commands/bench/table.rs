@@ -1,5 +1,6 @@
 //! Rows for people.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use super::row::Row;
@@ -62,6 +63,27 @@ fn line(row: &Row) -> [String; HEAD.len()] {
             }
         }),
     ]
+}
+
+/// The ceilings of all rows, a line each, with the lowest and the highest where rows differ.
+pub(super) fn render_ceilings(rows: &[Row]) -> String {
+    let mut spans: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    for (name, &value) in rows.iter().flat_map(|row| &row.ceilings) {
+        // How raw sockets did each way is in the JSON lines.
+        if name.starts_with("raw_tcp_") && name != "raw_tcp_gbps" {
+            continue;
+        }
+        let span = spans.entry(name).or_insert((value, value));
+        *span = (span.0.min(value), span.1.max(value));
+    }
+    let width = spans.keys().map(|name| name.len()).max().unwrap_or(0);
+    let head = if spans.is_empty() { "" } else { "\nceilings of the same rounds, medians\n" };
+    spans.iter().fold(head.to_owned(), |mut text, (name, &(low, high))| {
+        let show = if name.ends_with("_us") { micros } else { rate };
+        let span = if low < high { format!("{}-{}", show(low), show(high)) } else { show(low) };
+        let _ = writeln!(text, "  {name:<width$}  {span}");
+        text
+    })
 }
 
 fn rate(gbps: f64) -> String {
