@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The loop allocates nothing per piece, takes no lock besides the inbox's, logs nothing and awaits nothing. It spins
-//! for the configured time after the last progress and then sleeps in poll(2) on the eventfd and the transports' own
+//! for a while after the last progress ([`Spin`]: as long as that pays) and then sleeps in poll(2) on the eventfd and the transports' own
 //! descriptors. The outbox has room for all that can be in flight; should it still be full, events wait here and none
 //! is lost. It ends when the hub is gone, after every endpoint is closed.
 
@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use kvferry_core::{Time, WorkId};
+use kvferry_core::{Spin, Time, WorkId};
 use kvferry_memory::Region;
 use kvferry_transport::{Admission, Completion, Dial, EndpointId, Event, Fault, Transport, Work};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -87,7 +87,7 @@ pub(crate) fn start(
     let (sender, inbox) = mpsc::channel(INBOX_MAX);
     let mut thread = DataThread {
         clock,
-        spin,
+        spin: Spin::new(spin),
         copy,
         tcp,
         inbox,
@@ -102,7 +102,7 @@ pub(crate) fn start(
 
 struct DataThread {
     clock: Clock,
-    spin: Duration,
+    spin: Spin,
     copy: Box<dyn Transport>,
     tcp: Box<dyn Transport>,
     inbox: mpsc::Receiver<DataCommand>,
@@ -114,7 +114,6 @@ struct DataThread {
 
 impl DataThread {
     fn run(&mut self) {
-        let mut idle_since: Option<Time> = None;
         loop {
             let now = self.clock.now();
             let commands = match self.take_commands(now) {
@@ -126,15 +125,12 @@ impl DataThread {
             busy |= commands || !self.events.is_empty();
             self.report();
             if busy {
-                idle_since = None;
-                continue;
-            }
-            let since = *idle_since.get_or_insert(now);
-            if since.after(self.spin) > now {
+                self.spin.worked();
+            } else if self.spin.may_spin(now) {
                 std::hint::spin_loop();
-                continue;
+            } else {
+                self.sleep();
             }
-            self.sleep();
         }
     }
 

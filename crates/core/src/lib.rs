@@ -15,7 +15,9 @@ pub mod ids;
 pub mod layout;
 pub mod lease;
 pub mod plan;
+mod spin;
 pub mod ticket;
 pub mod transfer;
 
 pub use ids::{BlockIndex, Epoch, Fingerprint, LeaseId, Rank, Time, WorkId};
+pub use spin::Spin;

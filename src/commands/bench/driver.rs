@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use kvferry_core::Time;
+use kvferry_core::{Spin, Time};
 use kvferry_transport::{EndpointId, Event, Fault, Transport, Work};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -27,8 +27,7 @@ pub(super) struct Driver {
     transport: Box<dyn Transport>,
     endpoint: EndpointId,
     origin: Instant,
-    spin_ns: u64,
-    idle_since: Option<u64>,
+    spin: Spin,
     looked_at: u64,
     /// What the last turn reported.
     pub(super) events: Vec<Event>,
@@ -36,10 +35,9 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(transport: Box<dyn Transport>, endpoint: EndpointId, spin_us: u32) -> Self {
-        let spin_ns = u64::from(spin_us) * 1000;
-        let (idle_since, looked_at) = (None, 0);
+        let spin = Spin::new(Duration::from_micros(spin_us.into()));
         let events = Vec::with_capacity(256);
-        Self { transport, endpoint, origin: Instant::now(), spin_ns, idle_since, looked_at, events }
+        Self { transport, endpoint, origin: Instant::now(), spin, looked_at: 0, events }
     }
 
     /// Nanoseconds since this driver was made.
@@ -70,7 +68,7 @@ impl Driver {
         let now = self.now();
         let busy = self.transport.turn(now, &mut self.events) || !self.events.is_empty();
         if busy {
-            self.idle_since = None;
+            self.spin.worked();
         }
         busy
     }
@@ -79,8 +77,7 @@ impl Driver {
     /// is readable.
     pub(super) fn wait(&mut self, wake_at: Option<u64>, also: Option<BorrowedFd<'_>>) -> bool {
         let now = self.now_ns();
-        let since = *self.idle_since.get_or_insert(now);
-        if now - since < self.spin_ns {
+        if self.spin.may_spin(Time::from_nanos(now)) {
             std::hint::spin_loop();
             return self.look(also);
         }
@@ -93,7 +90,6 @@ impl Driver {
         let mut fds: Vec<_> = transport.into_iter().chain(also).collect();
         // An interrupted sleep is a short one.
         let _ = poll(&mut fds, Timespec::try_from(timeout).ok().as_ref());
-        self.idle_since = None;
         fds.get(usize::from(has_own)).is_some_and(|fd| !fd.revents().is_empty())
     }
 
