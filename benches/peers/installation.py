@@ -60,7 +60,9 @@ def prepare(*, build_kvferry: bool = True) -> list[str]:
     for program in PROGRAMS:
         notes += _program(program)
     if build_kvferry:
-        notes += _run("kvferry, release build", ["cargo", "build", "--release", "--locked", "--bin", "kvferry"], BUILD_LIMIT_S)
+        notes += _run(
+            "kvferry, release build", ["cargo", "build", "--release", "--locked", "--bin", "kvferry"], BUILD_LIMIT_S
+        )
     return notes
 
 
