@@ -93,6 +93,7 @@ class Contender:
             prompt_tokens=answer.prompt_tokens,
             prefill_s=prefill_s,
             first_s=answer.first_s,
+            transfer_s=0.0 if failure else self._transfer_s(),
             total_s=total_s,
             engines_cpu_s=engines_s,
             daemons_cpu_s=daemons_s,
@@ -102,6 +103,10 @@ class Contender:
             token_ids=answer.token_ids,
             failure=failure,
         )
+
+    def _transfer_s(self) -> float:
+        finished = self.daemons[-1].status().finished if self.daemons else []
+        return finished[-1].micros / 1e6 if finished else 0.0
 
     def _legs(self, prompt: str) -> tuple[float, Answer]:
         if self.prefill is None:

@@ -16,6 +16,7 @@ COLUMNS = (
     "decode leg: first token, ms",
     "over recompute",
     "over nixl",
+    "transfer, ms",
     "prefill leg, ms",
     "total, ms",
     "CPU s, engines",
@@ -41,7 +42,10 @@ def _row(results: Results, length: int, name: str) -> list[str]:
     def of(value: str, scale: float = 1.0, digits: int = 0) -> str:
         return tell(summary.spread(results, name, length, lambda request: _number(request, value)), scale, digits)
 
-    has_prefill = any(request.prefill_s > 0 for request in summary.answered(results, name, length).values())
+    def known(value: str) -> str:
+        requests = summary.answered(results, name, length).values()
+        return of(value, 1000) if any(_number(request, value) > 0 for request in requests) else MISSING
+
     failed = len(summary.failures(results, name, length))
     return [
         f"{length:,}",
@@ -49,7 +53,8 @@ def _row(results: Results, length: int, name: str) -> list[str]:
         of("first_s", 1000),
         over("recompute"),
         over("nixl"),
-        of("prefill_s", 1000) if has_prefill else MISSING,
+        known("transfer_s"),
+        known("prefill_s"),
         of("total_s", 1000),
         of("engines_cpu_s", digits=2),
         of("daemons_cpu_s", digits=2),
@@ -131,8 +136,9 @@ Median [min-max]. Ratios are between requests for the same prompt in the same ro
 {markdown_table(COLUMNS, rows(results))}
 
 *Decode leg: first token* runs from sending the request to D until its first token is back: fetching (or computing) and
-one step of the model. *Total* has the prefill leg in it and all the answer's tokens. *CPU s* is what all processes of
-the contender's engines and daemons used in that time.
+one step of the model. *Transfer* is the part of it that KVFerry's daemons need, from D's order to fetch until every
+byte is verified; NixlConnector does not tell its own. *Total* has the prefill leg in it and all the answer's tokens.
+*CPU s* is what all processes of the contender's engines and daemons used in that time.
 
 {markdown_table(IDLE_COLUMNS, idle_rows(results.idle))}
 

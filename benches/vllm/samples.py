@@ -23,6 +23,8 @@ class Request:
     prefill_s: float
     # From sending the decode leg to its first token.
     first_s: float
+    # Of that, as the reading daemon tells it: from D's order to fetch until all is verified. 0 without daemons.
+    transfer_s: float
     # Both legs, all tokens.
     total_s: float
     engines_cpu_s: float

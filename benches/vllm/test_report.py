@@ -53,11 +53,12 @@ def test_every_length_and_contender_has_a_row() -> None:
     assert ours[2] == "200 [100-300]"
     assert ours[3] == "0.19 [0.10-0.27]"
     assert ours[4] == "0.35 [0.20-0.50]"
+    assert ours[5] == "50 [50-50]"
     assert ours[-1] == "-"
 
 
 def test_failed_requests_are_counted_in_their_row() -> None:
-    failed = Sample(2, "nixl", 1500, samples.Request(0, 0, 0, 0, 0, 0, 0, 0, 0, [], "timed out"))
+    failed = Sample(2, "nixl", 1500, samples.Request(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, [], "timed out"))
     rows = report.rows(results_of(*EVERYONE, failed))
     (row,) = [row for row in rows if row[:2] == ["1,500", "NixlConnector"]]
     assert row[2] == "550 [500-600]"
@@ -65,9 +66,9 @@ def test_failed_requests_are_counted_in_their_row() -> None:
 
 
 def test_a_contender_that_never_answered_has_no_figures() -> None:
-    failed = Sample(0, "kvferry", 1500, samples.Request(0, 0, 0, 0, 0, 0, 0, 0, 0, [], "refused"))
+    failed = Sample(0, "kvferry", 1500, samples.Request(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, [], "refused"))
     rows = report.rows(results_of(failed))
-    assert rows[-1] == ["1,500", "KVFerry", *["-"] * 7, "1"]
+    assert rows[-1] == ["1,500", "KVFerry", *["-"] * 8, "1"]
 
 
 def test_columns_of_a_table_stand_below_one_another() -> None:

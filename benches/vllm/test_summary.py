@@ -16,6 +16,7 @@ ANSWER = Request(
     prompt_tokens=1500,
     prefill_s=1.0,
     first_s=0.2,
+    transfer_s=0.05,
     total_s=2.0,
     engines_cpu_s=2.0,
     daemons_cpu_s=0.1,
