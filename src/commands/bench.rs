@@ -19,6 +19,7 @@ mod content;
 mod control;
 mod driver;
 mod far;
+mod identity;
 mod measure;
 mod near;
 mod options;
@@ -26,6 +27,7 @@ mod pace;
 mod placement;
 mod plain;
 mod progress;
+mod report;
 mod row;
 mod run;
 mod settings;
@@ -37,6 +39,7 @@ use clap::{Args, Subcommand};
 
 use self::far::Listen;
 use self::options::Options;
+use self::report::Report;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,6 +53,7 @@ Examples:
       Open loop: 2,000 transfers a second, latency from when each was due.
   kvferry bench listen --address 10.0.0.2:7500        on one host
   kvferry bench --connect 10.0.0.2:7500               on the other
+  kvferry bench --out rows.jsonl && kvferry bench report rows.jsonl -o report.html
 
 GB/s is 10^9 bytes a second: all bytes by all time of a round, the median of the rounds. Latencies are of all rounds.
 CPU is that of both processes. Every byte of each cell is compared with what it must be, outside the timed part.";
@@ -67,12 +71,14 @@ pub(crate) struct Bench {
 #[derive(Subcommand, Debug)]
 enum Part {
     Listen(Listen),
+    Report(Report),
 }
 
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         match self.part {
             Some(Part::Listen(listen)) => listen.run(),
+            Some(Part::Report(report)) => report.run(),
             None => run::run(&self.options),
         }
     }

@@ -3,4 +3,5 @@
 mod ends;
 mod process;
 mod refusals;
+mod report;
 mod results;

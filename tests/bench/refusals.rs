@@ -62,7 +62,7 @@ fn a_far_end_outlives_bad_callers() {
     let cell = |change: (&str, &str)| {
         let rows = parse(&stdout(&format!("{TINY} --transport copy --json")));
         let cell = rows[0]["cell"].to_string().replace("\"copy\"", "\"tcp\"").replace(change.0, change.1);
-        format!("{hello}{{\"open\":{{\"cell\":{cell},\"keys\":[]}}}}\n")
+        format!("{hello}{{\"open\":{{\"cell\":{cell},\"keys\":[],\"identity\":null}}}}\n")
     };
     let too_much = cell(("\"region_bytes\":4194304", "\"region_bytes\":17592186044416"));
     assert!(answer(address, too_much.as_bytes()).contains("refused"));

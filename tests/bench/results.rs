@@ -53,6 +53,13 @@ fn transfers_in_flight_and_streams_and_sums_are_choices() {
 }
 
 #[test]
+fn encrypted_bytes_arrive_too() {
+    let rows = rows(&format!("{TINY} --tls"));
+    let told: Vec<_> = rows.iter().map(|row| (row["verified"] == true, row["cell"]["tls"] == true)).collect();
+    assert_eq!(told, [(true, true), (true, true), (true, false)], "a copy has nothing to encrypt");
+}
+
+#[test]
 fn a_model_has_its_shape() {
     let rows = rows("--model smollm2-135m --tokens 64 --tp 3 --no-ceilings --region 4M --rounds 1 --duration 5ms");
     for row in &rows {

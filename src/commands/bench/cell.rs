@@ -70,6 +70,8 @@ pub(crate) struct Cell {
     /// Transfers in flight, at most.
     pub(crate) depth: u32,
     pub(crate) verify: Verify,
+    /// Whether data connections are encrypted.
+    pub(crate) tls: bool,
     /// How long both ends spin after work before they sleep.
     pub(crate) spin_us: u32,
     /// Transfers a second, each counted from its intended start; without it the next starts when one has ended.
@@ -151,6 +153,7 @@ pub(super) fn example() -> Cell {
         streams: 2,
         depth: 1,
         verify: Verify::Full,
+        tls: false,
         spin_us: 0,
         rate: None,
         duration_ms: 10,

@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ceilings::raw::RawWay;
 use super::cell::Cell;
+use super::identity::Identity;
+use super::measure::Calls;
 
 /// Raised with every change of the messages.
 pub(super) const PROTOCOL: u32 = 1;
@@ -46,7 +48,7 @@ pub(super) enum Ask {
     /// That client has ended.
     Iperf3Over,
     /// Makes everything ready for transfers of this cell, and listens for the data connections.
-    Open { cell: Box<Cell>, keys: Vec<Key> },
+    Open { cell: Box<Cell>, keys: Vec<Key>, identity: Option<Identity> },
     /// Moves bytes over plain connections, then says `Moved`.
     Raw { way: RawWay, key: Key },
     /// Once the data connections stand: are works posted?
@@ -55,6 +57,23 @@ pub(super) enum Ask {
     Start,
     /// The timed part is over. With `check`, compares what transfers `first..end` wrote.
     Stop { check: Option<(u64, u64)> },
+}
+
+impl Ask {
+    /// Its name, without the keys that it may carry.
+    pub(super) const fn name(&self) -> &'static str {
+        match self {
+            Self::Echo { .. } => "echo",
+            Self::Hello { .. } => "hello",
+            Self::Iperf3 => "iperf3",
+            Self::Iperf3Over => "iperf3_over",
+            Self::Open { .. } => "open",
+            Self::Raw { .. } => "raw",
+            Self::Ready => "ready",
+            Self::Start => "start",
+            Self::Stop { .. } => "stop",
+        }
+    }
 }
 
 /// What the far end answers.
@@ -81,9 +100,10 @@ pub(super) enum Reply {
         reason: String,
     },
     Started,
-    /// CPU time of the process since the start, and the bytes that were compared and right.
+    /// CPU time and calls of this end since the start, and the bytes that were compared and right.
     Stopped {
         cpu_s: f64,
+        calls: Calls,
         checked_bytes: u64,
     },
 }

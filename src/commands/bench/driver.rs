@@ -23,21 +23,23 @@ const LOOK_EVERY_NS: u64 = 1_000_000;
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 
 /// A transport with one endpoint.
-pub(super) struct Driver {
-    transport: Box<dyn Transport>,
+pub(super) struct Driver<T> {
+    pub(super) transport: T,
     endpoint: EndpointId,
     origin: Instant,
     spin: Spin,
     looked_at: u64,
+    /// How often it slept.
+    pub(super) sleeps: u64,
     /// What the last turn reported.
     pub(super) events: Vec<Event>,
 }
 
-impl Driver {
-    pub(super) fn new(transport: Box<dyn Transport>, endpoint: EndpointId, spin_us: u32) -> Self {
+impl<T: Transport> Driver<T> {
+    pub(super) fn new(transport: T, endpoint: EndpointId, spin_us: u32) -> Self {
         let spin = Spin::new(Duration::from_micros(spin_us.into()));
         let events = Vec::with_capacity(256);
-        Self { transport, endpoint, origin: Instant::now(), spin, looked_at: 0, events }
+        Self { transport, endpoint, origin: Instant::now(), spin, looked_at: 0, sleeps: 0, events }
     }
 
     /// Nanoseconds since this driver was made.
@@ -47,10 +49,6 @@ impl Driver {
 
     pub(super) fn now(&self) -> Time {
         Time::from_nanos(self.now_ns())
-    }
-
-    pub(super) fn transport(&mut self) -> &mut dyn Transport {
-        self.transport.as_mut()
     }
 
     pub(super) fn post(&mut self, work: Work) -> Result<()> {
@@ -88,6 +86,7 @@ impl Driver {
         let has_own = transport.is_some();
         let also = also.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let mut fds: Vec<_> = transport.into_iter().chain(also).collect();
+        self.sleeps += 1;
         // An interrupted sleep is a short one.
         let _ = poll(&mut fds, Timespec::try_from(timeout).ok().as_ref());
         fds.get(usize::from(has_own)).is_some_and(|fd| !fd.revents().is_empty())

@@ -18,7 +18,7 @@ use clap::Args;
 use kvferry_core::lease::LeaseGate;
 use kvferry_core::{Time, WorkId};
 use kvferry_memory::Region;
-use kvferry_transport::{Admission, Event, Key, ReadWork, Role, ServeWork, Source, Start, Work};
+use kvferry_transport::{Admission, Event, Key, ReadWork, Role, ServeWork, Source, Start, Transport as _, Work};
 use kvferry_transport_tcp::TcpTransport;
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -28,6 +28,8 @@ use super::cell::{Cell, Direction, Via};
 use super::content;
 use super::control::{Ask, Line, PATIENCE, PROTOCOL, Reply};
 use super::driver::{Driver, cpu_s, explain};
+use super::identity::Identity;
+use super::measure::Calls;
 use super::placement::Placement;
 use super::settings::{ENDPOINT, settings};
 
@@ -114,11 +116,11 @@ impl Session {
         loop {
             let done = match self.line.receive(IDLE_MAX).inspect_err(|error| self.refuse_quietly(error))? {
                 None => return Ok(()),
-                Some(Ask::Open { cell, keys }) => self.serve(&cell, keys),
+                Some(Ask::Open { cell, keys, identity }) => self.serve(&cell, keys, identity.as_ref()),
                 Some(Ask::Raw { way, key }) => raw::serve(&way, &key, &mut self.line, &mut self.arena).map(asked),
                 Some(Ask::Echo { spin_us, key }) => echo::serve(spin_us, &key, &mut self.line).map(asked),
                 Some(Ask::Iperf3) => iperf::serve(&mut self.line, PATIENCE).map(asked),
-                Some(other) => Err(anyhow::anyhow!("{other:?} makes no sense between cells")),
+                Some(other) => Err(anyhow::anyhow!("{} makes no sense between cells", other.name())),
             };
             match done {
                 Ok(Ended::Asked) => {}
@@ -145,7 +147,7 @@ impl Session {
     }
 
     /// One cell, from `Open` to `Stop`.
-    fn serve(&mut self, cell: &Cell, keys: Vec<Key>) -> Result<Ended> {
+    fn serve(&mut self, cell: &Cell, keys: Vec<Key>, identity: Option<&Identity>) -> Result<Ended> {
         cell.check()?;
         if cell.transport != Via::Tcp || keys.len() != cell.streams {
             bail!("a cell over {} streams with {} keys makes no sense here", cell.streams, keys.len());
@@ -156,18 +158,20 @@ impl Session {
             Direction::Write => self.arena.target(cell.region_bytes)?,
         };
         let address = SocketAddr::new(self.line.stream().local_addr()?.ip(), 0);
-        let transport = TcpTransport::bind(address, &settings(cell)).context("listen for data connections")?;
+        let transport =
+            TcpTransport::bind(address, &settings(cell, identity)?).context("listen for data connections")?;
         let port = transport.local_addr()?.port();
-        let mut driver = Driver::new(Box::new(transport), ENDPOINT, cell.spin_us);
+        let mut driver = Driver::new(transport, ENDPOINT, cell.spin_us);
         let role = match cell.direction {
             Direction::Read => Role::Serves,
             Direction::Write => Role::Reads,
         };
         let (now, expires) = (driver.now(), driver.connect_deadline());
-        driver.transport().admit(now, Admission { endpoint: ENDPOINT, role, keys, expires })?;
+        driver.transport.admit(now, Admission { endpoint: ENDPOINT, role, keys, expires })?;
         self.line.send(&Reply::Opened { port })?;
         driver.wait_up()?;
-        let mut cell = Serving { cell, placement, region, driver, posted: 0, cpu_at_start: 0.0 };
+        let mut cell =
+            Serving { cell, placement, region, driver, posted: 0, cpu_at_start: 0.0, calls_at_start: Calls::default() };
         for _ in 0..(2 * u64::from(cell.cell.depth) + 16).min(AHEAD_MAX) {
             cell.post_next()?;
         }
@@ -179,9 +183,10 @@ struct Serving<'a> {
     cell: &'a Cell,
     placement: Placement,
     region: Arc<Region>,
-    driver: Driver,
+    driver: Driver<TcpTransport>,
     posted: u64,
     cpu_at_start: f64,
+    calls_at_start: Calls,
 }
 
 impl Serving<'_> {
@@ -242,22 +247,24 @@ impl Serving<'_> {
                     content::wipe(&self.region)?;
                 }
                 self.cpu_at_start = cpu_s();
+                self.calls_at_start = Calls::of(&self.driver);
                 line.send(&Reply::Started)?;
             }
             Some(Ask::Stop { check }) => {
                 let cpu_s = cpu_s() - self.cpu_at_start;
+                let calls = Calls::of(&self.driver).since(self.calls_at_start);
                 let now = self.driver.now();
-                self.driver.transport().close(now, ENDPOINT);
+                self.driver.transport.close(now, ENDPOINT);
                 let checked_bytes = match check {
                     Some((first, end)) if self.cell.direction == Direction::Write => {
                         self.placement.check(first, end, &self.region)?
                     }
                     _ => 0,
                 };
-                line.send(&Reply::Stopped { cpu_s, checked_bytes })?;
+                line.send(&Reply::Stopped { cpu_s, calls, checked_bytes })?;
                 return Ok(Some(Ended::Asked));
             }
-            Some(other) => bail!("{other:?} makes no sense within a cell"),
+            Some(other) => bail!("{} makes no sense within a cell", other.name()),
         }
         Ok(None)
     }

@@ -11,7 +11,10 @@
 
 use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
+use kvferry_transport_tcp::TcpTransport;
 use serde::{Deserialize, Serialize};
+
+use super::driver::Driver;
 
 /// Longest latency that can be told from longer ones: 10 minutes.
 const LATENCY_NS_MAX: u64 = 600_000_000_000;
@@ -28,6 +31,8 @@ pub(super) struct Round {
     pub(super) latencies: Histogram<u64>,
     /// CPU time of both processes.
     pub(super) cpu_s: f64,
+    /// Of both ends' transports and threads.
+    pub(super) calls: Calls,
     /// Bytes compared with what they must be.
     pub(super) checked_bytes: u64,
 }
@@ -39,6 +44,41 @@ impl Round {
 
     pub(super) fn p50_us(&self) -> f64 {
         self.latencies.value_at_percentile(50.0) as f64 / 1e3
+    }
+}
+
+/// What an end did besides moving bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Calls {
+    /// System calls that sent.
+    sends: u64,
+    /// System calls that received.
+    receives: u64,
+    /// Times the thread slept.
+    sleeps: u64,
+}
+
+impl Calls {
+    pub(super) const fn of(driver: &Driver<TcpTransport>) -> Self {
+        let counters = driver.transport.counters();
+        Self { sends: counters.send_calls, receives: counters.receive_calls, sleeps: driver.sleeps }
+    }
+
+    pub(super) const fn since(self, earlier: Self) -> Self {
+        Self {
+            sends: self.sends.saturating_sub(earlier.sends),
+            receives: self.receives.saturating_sub(earlier.receives),
+            sleeps: self.sleeps.saturating_sub(earlier.sleeps),
+        }
+    }
+
+    pub(super) const fn plus(self, other: Self) -> Self {
+        Self {
+            sends: self.sends.saturating_add(other.sends),
+            receives: self.receives.saturating_add(other.receives),
+            sleeps: self.sleeps.saturating_add(other.sleeps),
+        }
     }
 }
 
@@ -67,6 +107,10 @@ pub(crate) struct Summary {
     pub(crate) max_us: f64,
     /// CPU seconds of both processes for each 10^9 bytes.
     pub(crate) cpu_s_per_gb: f64,
+    /// System calls and sleeps of both ends for each MiB; 0 of a copy, which makes none.
+    pub(crate) sends_per_mib: f64,
+    pub(crate) receives_per_mib: f64,
+    pub(crate) sleeps_per_mib: f64,
     pub(crate) transfers: u64,
     #[serde(default)]
     pub(crate) unstarted: u64,
@@ -84,7 +128,9 @@ impl Summary {
         }
         let rates: Vec<f64> = rounds.iter().map(Round::gbps).collect();
         let percentile = |percent| latencies.value_at_percentile(percent) as f64 / 1e3;
-        let gigabytes = rounds.iter().map(|round| round.bytes).sum::<u64>() as f64 / 1e9;
+        let bytes = rounds.iter().map(|round| round.bytes).sum::<u64>() as f64;
+        let calls = rounds.iter().fold(Calls::default(), |calls, round| calls.plus(round.calls));
+        let per_mib = |count: u64| ratio(count as f64, bytes / f64::from(1 << 20));
         Some(Self {
             gbps: median(&rates),
             gbps_min: rates.iter().copied().fold(f64::INFINITY, f64::min),
@@ -94,7 +140,10 @@ impl Summary {
             p99_us: percentile(99.0),
             p999_us: percentile(99.9),
             max_us: latencies.max() as f64 / 1e3,
-            cpu_s_per_gb: ratio(rounds.iter().map(|round| round.cpu_s).sum(), gigabytes),
+            cpu_s_per_gb: ratio(rounds.iter().map(|round| round.cpu_s).sum(), bytes / 1e9),
+            sends_per_mib: per_mib(calls.sends),
+            receives_per_mib: per_mib(calls.receives),
+            sleeps_per_mib: per_mib(calls.sleeps),
             transfers: rounds.iter().map(|round| round.transfers).sum(),
             unstarted: rounds.iter().map(|round| round.unstarted).sum(),
             verified: rounds.iter().any(|round| round.checked_bytes > 0),
@@ -127,7 +176,8 @@ mod tests {
         let mut latencies = histogram().expect("a histogram");
         latencies_us.for_each(|micros| latencies.record(micros * 1000).expect("in range"));
         let transfers = latencies.len();
-        Round { bytes, seconds: 2.0, transfers, unstarted: 0, latencies, cpu_s: 1.5, checked_bytes: 0 }
+        let calls = Calls { sends: bytes >> 19, receives: bytes >> 18, sleeps: 0 };
+        Round { bytes, seconds: 2.0, transfers, unstarted: 0, latencies, cpu_s: 1.5, calls, checked_bytes: 0 }
     }
 
     #[test]
@@ -150,6 +200,8 @@ mod tests {
         }
         assert_eq!(summary.transfers, 1000);
         assert!((summary.cpu_s_per_gb - 4.5 / 14.0).abs() < 1e-9);
+        let per_mib = [summary.sends_per_mib, summary.receives_per_mib, summary.sleeps_per_mib];
+        assert!(per_mib.iter().zip([2.0, 4.0, 0.0]).all(|(is, must)| (is - must).abs() < 1e-3), "{per_mib:?}");
         assert!(summary.verified);
         assert_eq!(Summary::of(&[]), None);
         assert!(!Summary::of(&rounds[..2]).expect("rounds").verified);

@@ -17,7 +17,7 @@ use kvferry_core::lease::LeaseGate;
 use kvferry_core::{Time, WorkId};
 use kvferry_memory::Region;
 use kvferry_transport::{
-    CopySettings, CopyTransport, Dial, Event, Key, ReadWork, Role, ServeWork, Source, Start, Work,
+    CopySettings, CopyTransport, Dial, Event, Key, ReadWork, Role, ServeWork, Source, Start, Transport, Work,
 };
 use kvferry_transport_tcp::TcpTransport;
 
@@ -26,7 +26,8 @@ use super::cell::{Cell, Direction, Via};
 use super::content;
 use super::control::{Ask, Line, Reply, unexpected};
 use super::driver::{Driver, cpu_s, explain};
-use super::measure::{Round, histogram};
+use super::identity::Identity;
+use super::measure::{Calls, Round, histogram};
 use super::pace::Pace;
 use super::placement::Placement;
 use super::progress::Progress;
@@ -61,7 +62,7 @@ fn copy(cell: &Cell, placement: Placement, arena: &mut Arena, check: bool, progr
     let (source, target) = (arena.source(cell.region_bytes)?, arena.target(cell.region_bytes)?);
     let works_max = usize::try_from(cell.depth)?;
     let transport = CopyTransport::new(CopySettings { works_max, ..CopySettings::default() });
-    let driver = Driver::new(Box::new(transport), CopyTransport::ENDPOINT, cell.spin_us);
+    let driver = Driver::new(transport, CopyTransport::ENDPOINT, cell.spin_us);
     let moves = Moves::Copy { source, target: Arc::clone(&target) };
     let mut initiator = Initiator { cell, placement, driver, moves, next: 0, under_way: Vec::new() };
     initiator.warm_up()?;
@@ -87,16 +88,18 @@ fn tcp(
         Direction::Write => (Role::Serves, Moves::Write(arena.source(cell.region_bytes)?)),
     };
     let keys = (0..cell.streams).map(|_| random::key()).collect::<Result<Vec<Key>>>()?;
-    let port = match line.ask(&Ask::Open { cell: Box::new(cell.clone()), keys: keys.clone() })? {
+    let identity = cell.tls.then(Identity::throw_away).transpose()?;
+    let settings = settings(cell, identity.as_ref())?;
+    let port = match line.ask(&Ask::Open { cell: Box::new(cell.clone()), keys: keys.clone(), identity })? {
         Reply::Opened { port } => port,
         other => return unexpected(&other),
     };
     let address = SocketAddr::new(line.stream().peer_addr()?.ip(), port);
     let own = SocketAddr::new(line.stream().local_addr()?.ip(), 0);
-    let transport = TcpTransport::bind(own, &settings(cell)).context("set up the transport")?;
-    let mut driver = Driver::new(Box::new(transport), ENDPOINT, cell.spin_us);
+    let transport = TcpTransport::bind(own, &settings).context("set up the transport")?;
+    let mut driver = Driver::new(transport, ENDPOINT, cell.spin_us);
     let (now, deadline) = (driver.now(), driver.connect_deadline());
-    driver.transport().connect(now, Dial { endpoint: ENDPOINT, role, address, keys, deadline })?;
+    driver.transport.connect(now, Dial { endpoint: ENDPOINT, role, address, keys, deadline })?;
     driver.wait_up()?;
     let Reply::Ready = line.ask(&Ask::Ready)? else { bail!("the far end answered out of turn") };
     let mut initiator = Initiator { cell, placement, driver, moves, next: 0, under_way: Vec::new() };
@@ -106,11 +109,14 @@ fn tcp(
     }
     let Reply::Started = line.ask(&Ask::Start)? else { bail!("the far end answered out of turn") };
     let first = initiator.next;
+    let calls_at_start = Calls::of(&initiator.driver);
     let mut round = initiator.timed(progress)?;
+    round.calls = Calls::of(&initiator.driver).since(calls_at_start);
     let asked = check.then_some((first, initiator.next));
     match line.ask(&Ask::Stop { check: asked })? {
-        Reply::Stopped { cpu_s, checked_bytes } => {
+        Reply::Stopped { cpu_s, calls, checked_bytes } => {
             round.cpu_s += cpu_s;
+            round.calls = round.calls.plus(calls);
             round.checked_bytes = checked_bytes;
         }
         other => return unexpected(&other),
@@ -133,10 +139,10 @@ enum Moves {
     Write(Arc<Region>),
 }
 
-struct Initiator<'a> {
+struct Initiator<'a, T> {
     cell: &'a Cell,
     placement: Placement,
-    driver: Driver,
+    driver: Driver<T>,
     moves: Moves,
     /// Number of the next transfer, on both ends.
     next: u64,
@@ -144,7 +150,7 @@ struct Initiator<'a> {
     under_way: Vec<(WorkId, u64)>,
 }
 
-impl Initiator<'_> {
+impl<T: Transport> Initiator<'_, T> {
     fn work(&self, id: WorkId) -> Work {
         let plan = Arc::clone(self.placement.plan(id.0));
         let deadline = self.driver.now().after(TRANSFER_MAX);
@@ -183,6 +189,7 @@ impl Initiator<'_> {
             unstarted: driven.unstarted,
             latencies,
             cpu_s: cpu_s() - cpu_at_start,
+            calls: Calls::default(),
             checked_bytes: 0,
         })
     }

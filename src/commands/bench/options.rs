@@ -73,7 +73,10 @@ pub(crate) struct Options {
     /// Checksums of every byte at both ends, or none, for their price.
     #[arg(long, default_value = "full")]
     verify: Verify,
-    /// How long both ends spin before they sleep. A daemon's is `limits.spin_us`.
+    /// Encrypts data connections, with a certificate made for this run.
+    #[arg(long)]
+    tls: bool,
+    /// How long both ends spin before they sleep; a daemon's is `limits.spin_us`, 0 unless set.
     #[arg(long, value_delimiter = ',', default_value = "50", value_name = "US,...")]
     spin_us: Vec<u32>,
     /// Open loop: so many transfers a second, and latency from when each was due. Without it, the next starts when one
@@ -139,6 +142,7 @@ impl Options {
                         streams,
                         depth,
                         verify: self.verify,
+                        tls: self.tls && transport == Via::Tcp,
                         spin_us,
                         rate: self.rate,
                         duration_ms: u64::try_from(self.duration.as_millis())?,

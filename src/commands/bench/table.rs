@@ -45,7 +45,7 @@ fn line(row: &Row) -> [String; HEAD.len()] {
         let _ = write!(transfers, " ({} never started)", summary.unstarted);
     }
     [
-        cell.to_string(),
+        if cell.tls { format!("{cell}, TLS") } else { cell.to_string() },
         if cell.way() == "copy" { "-".to_owned() } else { cell.streams.to_string() },
         cell.depth.to_string(),
         rate(summary.gbps),
@@ -113,6 +113,9 @@ mod tests {
             p999_us: 123_456.0,
             max_us: 123_456.0,
             cpu_s_per_gb: 0.5,
+            sends_per_mib: 0.0,
+            receives_per_mib: 0.0,
+            sleeps_per_mib: 0.0,
             transfers: 7,
             unstarted: 2,
             verified: true,

@@ -105,7 +105,7 @@ pub(in crate::commands::bench) fn serve(line: &mut Line, patience: Duration) -> 
     // Its report is read, lest it waits for us.
     let reading = std::thread::spawn(move || lines.map_while(Result::ok).count());
     let asked = line.receive(patience)?;
-    ensure!(matches!(asked, Some(Ask::Iperf3Over) | None), "{asked:?} makes no sense here");
+    ensure!(matches!(asked, Some(Ask::Iperf3Over) | None), "an iperf3 that was asked for has to be over first");
     drop(program);
     if reading.join().is_err() {
         bail!("the thread that reads iperf3's report panicked");
