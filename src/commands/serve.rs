@@ -23,8 +23,9 @@ pub(crate) struct Serve {
 impl Serve {
     pub(crate) fn run(self) -> Result<()> {
         let config = self.config.as_deref().map_or_else(Config::defaults, Config::load)?;
-        // Control never touches a transfer's bytes: two threads are plenty.
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        // Control never touches a transfer's bytes: one thread is plenty, and with two each message would wake the other
+        // one (docs/adr/0016).
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         runtime.block_on(async {
             let socket = config.socket();
             let ended = ended().context("listen for signals")?;

@@ -6,7 +6,7 @@
 //! operator -- admin port ------------------+
 //! ```
 //!
-//! Control runs on two tokio threads, data on a thread of its own. Stopping: no new sessions and calls, every session
+//! Control runs on one tokio thread, data on a thread of its own. Stopping: no new sessions and calls, every session
 //! closed (which ends leases and transfers), the hub ends when the last sender of commands is gone, the data thread
 //! when the hub is.
 

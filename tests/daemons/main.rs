@@ -7,6 +7,7 @@ mod engines;
 mod footprint;
 mod handover;
 mod kills;
+mod latency;
 mod links;
 mod namespaces;
 mod ports;

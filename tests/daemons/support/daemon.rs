@@ -23,6 +23,7 @@ pub(crate) struct Daemon {
     pub(crate) admin: SocketAddr,
     child: Child,
     config: String,
+    level: &'static str,
     within: Vec<String>,
     log: Log,
 }
@@ -38,13 +39,21 @@ pub(crate) struct DaemonOptions {
     /// Further lines for `[peer]` and `[limits]`.
     pub(crate) peer: String,
     pub(crate) limits: String,
+    /// The level of its log.
+    pub(crate) log: &'static str,
     /// A program and arguments that run the daemon, such as `ip netns exec NAME`.
     pub(crate) within: Vec<String>,
 }
 
 impl Default for DaemonOptions {
     fn default() -> Self {
-        Self { host: "127.0.0.1".to_owned(), peer: String::new(), limits: String::new(), within: Vec::new() }
+        Self {
+            host: "127.0.0.1".to_owned(),
+            peer: String::new(),
+            limits: String::new(),
+            log: "debug",
+            within: Vec::new(),
+        }
     }
 }
 
@@ -67,10 +76,10 @@ impl Daemon {
             options.limits,
             host = options.host,
         );
-        Self::launch(directory, config, options.within.clone())
+        Self::launch(directory, config, options.log, options.within.clone())
     }
 
-    fn launch(directory: TempDir, config: String, within: Vec<String>) -> Self {
+    fn launch(directory: TempDir, config: String, level: &'static str, within: Vec<String>) -> Self {
         let file = directory.path().join("kvferry.toml");
         std::fs::write(&file, &config).expect("write the config");
         let binary = env!("CARGO_BIN_EXE_kvferry").to_owned();
@@ -78,7 +87,7 @@ impl Daemon {
         words.extend([binary, "serve".to_owned(), "--config".to_owned(), file.display().to_string()]);
         let mut child = Command::new(&words[0])
             .args(&words[1..])
-            .env("KVFERRY_LOG", "debug")
+            .env("KVFERRY_LOG", level)
             .stderr(Stdio::piped())
             .spawn()
             .expect("start the daemon");
@@ -96,7 +105,7 @@ impl Daemon {
             word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no {name} in {ready}"))
         };
         let (peer, data, admin) = (address("peer"), address("data"), address("admin"));
-        Self { directory, peer, data, admin, child, config, within, log }
+        Self { directory, peer, data, admin, child, config, level, within, log }
     }
 
     /// Kills it with SIGKILL and starts another one in its place, on the same control port and socket.
@@ -108,7 +117,7 @@ impl Daemon {
             1,
         );
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().expect("create a directory"));
-        *self = Self::launch(directory, config, std::mem::take(&mut self.within));
+        *self = Self::launch(directory, config, self.level, std::mem::take(&mut self.within));
     }
 
     pub(crate) fn kill(&mut self) {
@@ -163,6 +172,15 @@ impl Daemon {
     /// Waits for a line of its log.
     pub(crate) fn wait_log(&self, words: &str) -> String {
         wait(|| format!("{words:?} in the log:\n{}", self.log.tail()), || self.log.find(words))
+    }
+
+    /// Processor time so far, in the kernel's ticks.
+    pub(crate) fn ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(self.proc("stat")).expect("read stat");
+        // The name may hold anything, so the fields are counted from its end.
+        let (_, fields) = stat.rsplit_once(')').expect("a name");
+        let number = |index: usize| fields.split_whitespace().nth(index).and_then(|word| word.parse::<u64>().ok());
+        number(11).expect("utime") + number(12).expect("stime")
     }
 
     /// The value of a metric without labels.
