@@ -5,10 +5,10 @@
     engines of each contender start -> warm-up round -> N rounds, one contender running at a time -> idle windows
         -> table on the terminal, JSON lines, a section of benches/RESULTS.md
 
-usage: benches/vllm [--rounds N] [--contenders A,B] | benches/vllm --report FILE
+usage: benches/vllm [--rounds N] [--contenders A,B] [--daemon-priority P] | benches/vllm --report FILE
 
-A run of all contenders and at least ten rounds rewrites the section and benches/results/vllm.jsonl; any other is a
-trial whose JSON lines go to target/logs/. ``--report`` writes the section again from such a file. Run by
+A run of all contenders, at least ten rounds and no priority rewrites the section and benches/results/vllm.jsonl; any
+other is a trial whose JSON lines go to target/logs/. ``--report`` writes the section again from such a file. Run by
 `make bench-vllm`, which installs and builds what this needs; about ten minutes on two cores.
 
 Exit status: 0 when it was measured to the end and every answer of ours was right, also where a target was missed; 1
@@ -52,20 +52,20 @@ IDLE_SETTLE_S = 5.0
 IDLE_WINDOW_S = 20.0
 REST_S_MAX = 25.0
 POLL_S = 0.1
-STARTS: dict[str, Callable[[Stage], Contender]] = {
-    "recompute": start_recompute,
-    "nixl": lambda stage: start_nixl(stage, NIXL),
-    "kvferry": lambda stage: start_kvferry(stage, DAEMON),
+STARTS: dict[str, Callable[[Stage, int], Contender]] = {
+    "recompute": lambda stage, _: start_recompute(stage),
+    "nixl": lambda stage, _: start_nixl(stage, NIXL),
+    "kvferry": lambda stage, priority: start_kvferry(stage, DAEMON, priority),
 }
 
 
 class Benchmark:
-    def __init__(self, stage: Stage, names: Sequence[str], round_count: int) -> None:
+    def __init__(self, stage: Stage, names: Sequence[str], round_count: int, priority: int) -> None:
         self._names = names
         self._round_count = round_count
         self.samples: list[samples.Sample] = []
         self.idle: list[samples.Idle] = []
-        self._contenders = {name: STARTS[name](stage) for name in names}
+        self._contenders = {name: STARTS[name](stage, priority) for name in names}
 
     def run(self) -> None:
         self._wait_ready()
@@ -135,12 +135,12 @@ def say(line: str, end: str = "\n", flush: bool = True) -> None:
     print(line, end=end, flush=flush)
 
 
-def measure(names: Sequence[str], round_count: int) -> int:
+def measure(names: Sequence[str], round_count: int, priority: int) -> int:
     start = time.monotonic()
     started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    is_full = list(names) == list(STARTS) and round_count >= FULL_ROUNDS
+    is_full = list(names) == list(STARTS) and round_count >= FULL_ROUNDS and priority == 0
     with Stage("bench-vllm", LOGS) as stage:
-        benchmark = Benchmark(stage, names, round_count)
+        benchmark = Benchmark(stage, names, round_count, priority)
         benchmark.run()
         stage.save_logs()
         say("ending engines and daemons")
@@ -178,16 +178,21 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benches/vllm", description="Time to the first token of a decode engine.")
     parser.add_argument("--rounds", type=int, default=FULL_ROUNDS, help="how many rounds are counted (default: 10)")
     parser.add_argument("--contenders", default=",".join(STARTS), help=f"of {', '.join(STARTS)} (default: all)")
+    parser.add_argument(
+        "--daemon-priority", type=int, default=0, help="a trial with the daemons in SCHED_RR, 1 to 99; needs root"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the section again from a file of results")
     options = parser.parse_args(arguments)
     names = options.contenders.split(",")
+    if not 0 <= options.daemon_priority <= 99:
+        parser.error("--daemon-priority is 0 to 99")
     if options.rounds < 1 or not set(names) <= STARTS.keys() or len(set(names)) != len(names):
         parser.error(f"--rounds is at least 1, --contenders some of {', '.join(STARTS)}, each once")
     try:
         if options.report is not None:
             section.rewrite(DOCUMENT, report.section(samples.read(options.report.read_text().splitlines())))
             return 0
-        return measure(names, options.rounds)
+        return measure(names, options.rounds, options.daemon_priority)
     except (OSError, StageError, ValueError) as error:
         print(f"\nfailed: {error}", file=sys.stderr, flush=True)
         return 1

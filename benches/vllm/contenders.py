@@ -139,12 +139,18 @@ def start_nixl(stage: Stage, packages: Path) -> Contender:
     return Contender("nixl", decode=sides[1], prefill=sides[0])
 
 
-def start_kvferry(stage: Stage, binary: Path) -> Contender:
-    """Our connector, each engine with a daemon of its own as on two nodes, TCP between them."""
+def start_kvferry(stage: Stage, binary: Path, priority: int = 0) -> Contender:
+    """Our connector, each engine with a daemon of its own as on two nodes, TCP between them.
+
+    A priority above 0 puts the daemons into the real-time class SCHED_RR, as `chrt --rr` would.
+    """
     daemons = Daemon(stage, binary, "P", "127.0.0.1"), Daemon(stage, binary, "D", "127.0.0.2")
     sides = []
     for daemon in daemons:
         daemon.start()
+        if priority > 0:
+            for thread in os.listdir(f"/proc/{daemon.pid}/task"):
+                os.sched_setscheduler(int(thread), os.SCHED_RR, os.sched_param(priority))
         connector = kvferry_connector(daemon.socket, **SETTINGS)
         sides.append(Engine(stage, _options(f"K-{daemon.name}", connector)))
     return Contender("kvferry", decode=sides[1], prefill=sides[0], daemons=daemons)
