@@ -69,7 +69,7 @@ BUSY_LOOPS = 2
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("lo", "TCP over loopback", (*LARGE, *SMALL, *LATENCY)),
-    Setting("lo-busy", "TCP over loopback, two busy loops competing", LARGE, busy_loops=BUSY_LOOPS, budget_s=0.5),
+    Setting("lo-busy", "TCP over loopback, two busy loops competing", LARGE, busy_loops=BUSY_LOOPS, budget_s=0.4),
     Setting("veth", "TCP over a veth pair between two namespaces", (*LARGE, *SMALL, *LATENCY), veth=True),
     Setting(
         "veth-busy",
@@ -77,7 +77,7 @@ SETTINGS: tuple[Setting, ...] = (
         both(1024, 64 << 10),
         veth=True,
         busy_loops=BUSY_LOOPS,
-        budget_s=0.5,
+        budget_s=0.4,
     ),
     Setting("copy", "copy on one node", COPY),
     Setting("link", "TCP over the veth pair, shaped to 10 Gbit/s", SHAPED, veth=True, rate="10gbit"),

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import installation
-from cells import LATENCY, REGION_BYTES, Cell
+from cells import LARGE, LATENCY, REGION_BYTES, SHAPED, Cell
 from children import PeerError, end, output, start
 from peer import Peer, Turn
 from rows import answered
 
 KVFERRY = installation.ROOT / "target" / "release" / "kvferry"
+REGION = f"{REGION_BYTES >> 20}M"
 LIMIT_S = 90.0
 LISTEN_LIMIT_S = 10.0
 LISTENING = re.compile(rb"listening on (\S+)")
@@ -44,12 +45,10 @@ class Kvferry(Peer):
         flags: tuple[str, ...] = (),
         *,
         only: tuple[Cell, ...] | None = None,
-        never: tuple[Cell, ...] = (),
     ) -> None:
         super().__init__(name, title, settings)
         self._flags = flags
         self._only = only
-        self._never = never
 
     def missing(self, work: Path) -> str | None:
         if not KVFERRY.exists():
@@ -61,30 +60,28 @@ class Kvferry(Peer):
         return f"this kvferry's bench has no {', '.join(unknown)}" if unknown else None
 
     def measure(self, turn: Turn) -> None:
-        cells = [cell for cell in turn.setting.cells if self._takes(cell)]
-        for blocks, block_bytes in dict.fromkeys((cell.blocks, cell.block_bytes) for cell in cells):
-            shape = [cell for cell in cells if (cell.blocks, cell.block_bytes) == (blocks, block_bytes)]
+        cells = [cell for cell in turn.setting.cells if self._only is None or cell in self._only]
+        # Both ends fill their memory anew for every command, so one command has all sizes that go with a count.
+        for blocks in dict.fromkeys(cell.blocks for cell in cells):
+            several = [cell for cell in cells if cell.blocks == blocks]
             try:
-                for line in self._lines(turn, blocks, block_bytes):
-                    self._record(turn, shape, line)
+                for line in self._lines(turn, blocks, sorted({cell.block_bytes for cell in several})):
+                    self._record(turn, several, line)
             except PeerError as error:
-                for cell in shape:
+                for cell in several:
                     turn.record(replace(self.row(turn, cell), error=str(error)))
 
-    def _takes(self, cell: Cell) -> bool:
-        return cell not in self._never and (self._only is None or cell in self._only)
+    def _record(self, turn: Turn, cells: Sequence[Cell], line: dict[str, Any]) -> None:
+        asked = line["cell"]
+        for cell in cells:
+            # A copy has one direction: it is a read.
+            if (asked["direction"], asked["block_bytes"]) == (cell.op, cell.block_bytes):
+                row = replace(self.row(turn, cell), verified=line["verified"], raw=line)
+                turn.record(answered(row, line))
 
-    def _record(self, turn: Turn, shape: Sequence[Cell], line: dict[str, Any]) -> None:
-        row = self.row(turn)
-        for cell in shape:
-            # A copy has one direction, and stands for both.
-            if line["cell"]["direction"] == cell.op:
-                found = replace(row, cell=cell, verified=line["verified"], raw=line)
-                turn.record(answered(found, line))
-
-    def _lines(self, turn: Turn, blocks: int, block_bytes: int) -> list[dict[str, Any]]:
+    def _lines(self, turn: Turn, blocks: int, sizes: Sequence[int]) -> list[dict[str, Any]]:
         options = [
-            *("--blocks", str(blocks), "--block-size", str(block_bytes), "--region", f"{REGION_BYTES >> 20}M"),
+            *("--blocks", str(blocks), "--block-size", ",".join(map(str, sizes)), "--region", REGION),
             *("--duration", f"{turn.setting.budget_s * 1e3:.0f}ms", "--rounds", "1", "--json", "--no-ceilings"),
             *("--transport", "copy" if turn.setting.name == "copy" else "tcp", "--direction", "both"),
             *self._flags,
@@ -145,9 +142,9 @@ def _options() -> frozenset[str]:
 
 KVFERRIES: tuple[Peer, ...] = (
     Kvferry("kvferry", "KVFerry", ("lo", "lo-busy", "veth", "veth-busy", "link")),
-    Kvferry("kvferry-unverified", "KVFerry, verification off", ("lo", "veth"), ("--verify", "off"), never=LATENCY),
-    Kvferry("kvferry-sleeping", "KVFerry, never spinning", ("lo", "veth"), ("--spin-us", "0"), only=LATENCY),
-    Kvferry("kvferry-tls", "KVFerry, TLS", ("lo", "link"), ("--tls",), never=LATENCY),
+    Kvferry("kvferry-unverified", "KVFerry, verification off", ("lo",), ("--verify", "off"), only=LARGE),
+    Kvferry("kvferry-sleeping", "KVFerry, never spinning", ("lo",), ("--spin-us", "0"), only=LATENCY),
+    Kvferry("kvferry-tls", "KVFerry, TLS", ("lo", "link"), ("--tls",), only=(*LARGE, *SHAPED)),
     Kvferry("kvferry-copy-1", "KVFerry copy, one core", ("copy",), ("--copy-threads", "1")),
     Kvferry("kvferry-copy-2", "KVFerry copy, two cores", ("copy",), ("--copy-threads", "2")),
 )

@@ -12,15 +12,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cells import REGION_BYTES, Cell
+from cells import LATENCY, REGION_BYTES, Cell
 from figures import Source, by_round
 from rows import Row
+from targets import SPINNING
 
 CEILINGS = (
     ("raw_sockets_gbps", Source("raw-sockets")),
     ("iperf3_gbps", Source("iperf3")),
-    ("memcpy_1_core_gbps", Source("memcpy", (("cores", 1),))),
-    ("memcpy_2_cores_gbps", Source("memcpy", (("cores", 2),))),
+    ("memcpy_1_core_gbps", Source("memcpy", (("way", "memcpy"), ("cores", 1)))),
+    ("memcpy_2_cores_gbps", Source("memcpy", (("way", "memcpy"), ("cores", 2)))),
 )
 SUMMED = ("p50_us", "p99_us", "p999_us", "cpu_s_per_gb")
 
@@ -77,4 +78,6 @@ def _line(title: str, setting: str, way: dict[str, Any], cell: Cell, rows: Seque
 
 def _ceilings(rows: Sequence[Row], setting: str, cell: Cell) -> dict[str, float]:
     found = {name: by_round(rows, setting, source, cell, "gbps") for name, source in CEILINGS}
+    if cell in LATENCY:
+        found = {"tcp_ping_pong_p50_us": by_round(rows, setting, SPINNING, cell, "p50_us")}
     return {name: median(values.values()) for name, values in found.items() if values}
