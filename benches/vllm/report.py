@@ -10,6 +10,8 @@ from samples import Idle, Request, Results
 
 NAMES = {"recompute": "recompute", "nixl": "NixlConnector", "kvferry": "KVFerry"}
 MISSING = "-"
+# Chosen: 0.05 is what this benchmark and the kernel use beside the engines on a machine with nothing else to do.
+QUIET_CORES_MAX = 0.15
 COLUMNS = (
     "prompt",
     "contender",
@@ -106,8 +108,22 @@ def markdown_table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def other_programs(results: Results) -> float:
+    """How many cores everything else on the machine used while requests were under way."""
+    asked_s = sum(sample.request.total_s for sample in results.samples)
+    return sum(sample.request.others_cpu_s for sample in results.samples) / asked_s if asked_s > 0 else 0.0
+
+
+def disturbance(results: Results) -> str:
+    """What a reader must know about the machine before believing a ratio."""
+    cores = other_programs(results)
+    verdict = "quiet" if cores <= QUIET_CORES_MAX else "NOT QUIET: ratios and verdicts of speed mean little"
+    return f"{cores:.2f} cores, {verdict}"
+
+
 def terminal(results: Results) -> str:
     parts = [table(COLUMNS, rows(results)), table(IDLE_COLUMNS, idle_rows(results.idle))]
+    parts += [f"other programs meanwhile: {disturbance(results)}"]
     parts += [table(CLAIM_COLUMNS[:4], [row[:4] for row in claim_rows(results)])]
     return "\n\n".join(parts)
 
@@ -115,8 +131,6 @@ def terminal(results: Results) -> str:
 def section(results: Results) -> str:
     """Markdown, from the heading on."""
     run = results.run
-    busy_s = sum(sample.request.others_cpu_s for sample in results.samples)
-    asked_s = sum(sample.request.total_s for sample in results.samples) or 1.0
     return f"""## End to end in vLLM: `make bench-vllm`
 
 First token on a decode engine D: computed there, fetched by vLLM's NixlConnector, fetched by KVFerry. SmolLM2-135M in
@@ -129,7 +143,7 @@ bfloat16 on CPU engines, {run.rounds} prompts of each length, each asked of ever
 | command | `{run.command}` |
 | versions | {run.versions} |
 | when | {run.started}, took {run.took_s:.0f} s |
-| other programs meanwhile | {busy_s / asked_s:.2f} cores |
+| other programs meanwhile | {disturbance(results)} |
 
 Median [min-max]. Ratios are between requests for the same prompt in the same round; their median is given.
 

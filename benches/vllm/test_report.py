@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,16 @@ def test_a_section_is_added_once_and_then_replaced(tmp_path: Path) -> None:
 def test_broken_markers_are_not_written_over(text: str) -> None:
     with pytest.raises(section.MarkerError):
         section.replace(text, "## New")
+
+
+@pytest.mark.parametrize(("others_s", "words"), [(0.2, "0.10 cores, quiet"), (0.4, "0.20 cores, NOT QUIET")])
+def test_a_machine_with_other_programs_shows(others_s: float, words: str) -> None:
+    # Two seconds each.
+    disturbed = Sample(0, "kvferry", 1500, replace(ANSWER, others_cpu_s=others_s))
+    results = results_of(disturbed)
+    assert words in report.terminal(results)
+    assert words in report.section(results)
+    assert report.other_programs(results_of()) == 0.0
 
 
 def test_a_missed_target_shows() -> None:
