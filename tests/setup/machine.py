@@ -34,6 +34,12 @@ PACKAGES: dict[str, Callable[[], bool]] = {
     "python3-venv": lambda: importlib.util.find_spec("ensurepip") is not None,
 }
 
+# Packages that one step of the tests uses and skips where they cannot be had.
+OPTIONAL_PACKAGES: dict[str, Callable[[], bool]] = {
+    # Counts instructions.
+    "valgrind": lambda: shutil.which("valgrind") is not None,
+}
+
 
 def check(root: Path) -> None:
     """Refuses a machine on which the rest cannot work, with a sentence for each thing that is wrong."""
@@ -67,6 +73,7 @@ def _check_rust() -> list[str]:
 
 def install_packages(root: Path) -> None:
     """Installs the Debian packages whose contents are missing. Without root, says which command does it."""
+    _install_optional(root)
     missing = [name for name, is_present in PACKAGES.items() if not is_present()]
     if not missing:
         return
@@ -83,3 +90,18 @@ def install_packages(root: Path) -> None:
     still_missing = [name for name in missing if not PACKAGES[name]()]
     if still_missing:
         raise SetupError(f"apt-get installed {', '.join(still_missing)}, yet what they bring is not found")
+
+
+def _install_optional(root: Path) -> None:
+    """Installs what the tests can do without; says by name what they will skip."""
+    for name in [name for name, is_present in OPTIONAL_PACKAGES.items() if not is_present()]:
+        if os.geteuid() == 0 and shutil.which("apt-get") is not None:
+            command = f"apt-get update && apt-get install --no-install-recommends --yes {name}"
+            quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+            try:
+                with Step(f"Debian package: {name}") as step:
+                    step.run(["sh", "-c", command], log=root / "target" / "logs" / "apt.log", environment=quiet)
+            except SetupError as error:
+                print(f"{name} cannot be had: {error}", flush=True)
+        if not OPTIONAL_PACKAGES[name]():
+            print(f"not here: {name}; the tests that use it are skipped", flush=True)
