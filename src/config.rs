@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use kvferry_transport::COPY_THREADS_MAX;
 
 use raw::RawConfig;
 
@@ -20,6 +21,10 @@ pub(crate) const PLAINTEXT_WORDS: &str = "anyone on this network may read and fo
 const PEERS_KNOWN_MAX: usize = 256;
 /// Bytes of a `host:port`: the longest name that DNS has, and the port.
 const ADDRESS_LENGTH_MAX: usize = 253 + 6;
+
+/// Most threads that copy on one node unless the config says more: four cores move some 40 GB/s, and the engines want
+/// the rest.
+const COPY_THREADS_DEFAULT_MAX: usize = 4;
 
 /// What the daemon runs with.
 #[derive(Clone, Debug)]
@@ -63,6 +68,7 @@ pub(crate) struct Limits {
     pub(crate) reconnect_max: Duration,
     pub(crate) peer_idle_max: Duration,
     pub(crate) spin: Duration,
+    pub(crate) copy_threads: usize,
     pub(crate) peer_bytes_per_second_max: Option<u64>,
 }
 
@@ -221,6 +227,7 @@ impl raw::Limits {
             reconnect_ms_max,
             peer_idle_s_max,
             spin_us,
+            copy_threads,
             peer_bytes_per_second_max,
         } = self;
         let within = |name: &str, value: u64, low: u64, high: u64| {
@@ -251,6 +258,10 @@ impl raw::Limits {
             reconnect_max: Duration::from_millis(within("reconnect_ms_max", reconnect_ms_max, 1, 600_000)?),
             peer_idle_max: Duration::from_secs(within("peer_idle_s_max", peer_idle_s_max, 1, 604_800)?),
             spin: Duration::from_micros(within("spin_us", spin_us, 0, 10_000)?),
+            copy_threads: match copy_threads {
+                Some(threads) => count("copy_threads", threads, COPY_THREADS_MAX as u64)?,
+                None => std::thread::available_parallelism().map_or(1, usize::from).min(COPY_THREADS_DEFAULT_MAX),
+            },
             peer_bytes_per_second_max: match peer_bytes_per_second_max {
                 0 => None,
                 rate => Some(within("peer_bytes_per_second_max", rate, 1 << 20, u64::MAX)?),

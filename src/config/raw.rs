@@ -64,6 +64,7 @@ pub(super) struct Limits {
     pub(super) reconnect_ms_max: u64,
     pub(super) peer_idle_s_max: u64,
     pub(super) spin_us: u64,
+    pub(super) copy_threads: Option<u64>,
     pub(super) peer_bytes_per_second_max: u64,
 }
 
@@ -108,6 +109,7 @@ impl Default for Limits {
             reconnect_ms_max: 2_000,
             peer_idle_s_max: 600,
             spin_us: 0,
+            copy_threads: None,
             peer_bytes_per_second_max: 0,
         }
     }

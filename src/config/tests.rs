@@ -40,6 +40,8 @@ fn an_address_that_nobody_can_call_is_refused() {
 fn limits_have_limits() {
     for (text, word) in [
         ("[limits]\ntransfers_max = 0", "transfers_max"),
+        ("[limits]\ncopy_threads = 0", "copy_threads"),
+        ("[limits]\ncopy_threads = 65", "copy_threads"),
         ("[limits]\nlease_ms_max = 99999999999", "lease_ms_max"),
         ("[limits]\npeer_bytes_per_second_max = 1", "peer_bytes_per_second_max"),
         ("[limits]\nreconnect_ms_max = 600001", "reconnect_ms_max"),
@@ -53,6 +55,14 @@ fn limits_have_limits() {
     ] {
         assert!(refusal(text).contains(word), "{text}");
     }
+}
+
+#[test]
+fn copy_threads_follow_the_cores_unless_told() {
+    let threads = |text| Config::parse(text).expect("accepted").limits.copy_threads;
+    assert_eq!(threads("[limits]\ncopy_threads = 7"), 7);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    assert_eq!(threads(""), cores.min(4));
 }
 
 #[test]

@@ -111,13 +111,19 @@ impl Daemon {
         let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
         // Room for the completion of all that can be in flight, and for each endpoint's coming and going.
         let (events, outbox) = mpsc::channel(2 * limits.transfers_max + 1024);
-        let (data_handle, data_thread) = data::start(
-            clock,
-            limits.spin,
-            Box::new(CopyTransport::new(CopySettings { works_max: limits.transfers_max, ..CopySettings::default() })),
-            Box::new(tcp),
-            events,
-        )?;
+        let copy = CopyTransport::new(CopySettings {
+            works_max: limits.transfers_max,
+            threads: limits.copy_threads,
+            ..CopySettings::default()
+        });
+        if copy.threads() < limits.copy_threads {
+            tracing::warn!(
+                threads = copy.threads(),
+                wanted = limits.copy_threads,
+                "the system gave fewer copy threads"
+            );
+        }
+        let (data_handle, data_thread) = data::start(clock, limits.spin, Box::new(copy), Box::new(tcp), events)?;
         let advertise = config.peer_advertise.clone().unwrap_or_else(|| peer.to_string());
         let greeting = Greeting { address: advertise.clone(), epoch: epoch.0 };
         let remembered = config.attach_directory.join("kvferry.peers");

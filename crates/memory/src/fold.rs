@@ -20,7 +20,7 @@ use core::arch::x86_64::{
 };
 
 /// Bytes of one step; shorter pieces are summed by the crc32 instruction alone.
-const STEP: usize = 256;
+pub(crate) const STEP: usize = 256;
 
 /// How far ahead of the loads the cache is told. 2 KiB measured best in the second-level cache and from memory, against
 /// none, 1 KiB and 4 KiB (docs/adr/0014).
@@ -46,7 +46,7 @@ const fn factors(bits: u32) -> [i64; 2] {
     [(power(bits + 32) as i64) << 1, (power(bits - 32) as i64) << 1]
 }
 
-const BY_STEP: [i64; 2] = factors(2048);
+pub(crate) const BY_STEP: [i64; 2] = factors(2048);
 const BY_512: [i64; 2] = factors(512);
 const BY_384: [i64; 2] = factors(384);
 const BY_256: [i64; 2] = factors(256);
@@ -123,7 +123,7 @@ pub(crate) unsafe fn crc32c(seed: u32, mut source: *const u8, mut length: usize)
 /// They are mapped.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn load(source: *const u8) -> [__m512i; 4] {
+pub(crate) unsafe fn load(source: *const u8) -> [__m512i; 4] {
     // SAFETY: within the step; unaligned loads.
     unsafe {
         [
@@ -138,7 +138,7 @@ unsafe fn load(source: *const u8) -> [__m512i; 4] {
 /// Asks for the lines of one step. A hint: any address may be named, it never faults, and no byte is read.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch(source: *const u8) {
+pub(crate) fn prefetch(source: *const u8) {
     for line in 0..4 {
         _mm_prefetch::<_MM_HINT_T0>(source.wrapping_add(64 * line).cast());
     }
@@ -147,14 +147,14 @@ fn prefetch(source: *const u8) {
 /// A pair of factors in each of the four 16-byte lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn everywhere([low, high]: [i64; 2]) -> __m512i {
+pub(crate) fn everywhere([low, high]: [i64; 2]) -> __m512i {
     _mm512_broadcast_i32x4(_mm_set_epi64x(high, low))
 }
 
 /// `sum` moved onwards by `factors`, plus `next`.
 #[inline]
 #[target_feature(enable = "avx512f,vpclmulqdq")]
-fn moved(sum: __m512i, factors: __m512i, next: __m512i) -> __m512i {
+pub(crate) fn moved(sum: __m512i, factors: __m512i, next: __m512i) -> __m512i {
     let low = _mm512_clmulepi64_epi128::<0x00>(sum, factors);
     let high = _mm512_clmulepi64_epi128::<0x11>(sum, factors);
     // 0x96: exclusive or of all three.
@@ -164,7 +164,7 @@ fn moved(sum: __m512i, factors: __m512i, next: __m512i) -> __m512i {
 /// The CRC register after the bytes that four accumulators stand for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,pclmulqdq,sse4.2,vpclmulqdq")]
-fn reduce([first, second, third, last]: [__m512i; 4]) -> u32 {
+pub(crate) fn reduce([first, second, third, last]: [__m512i; 4]) -> u32 {
     let onwards = everywhere(BY_512);
     let sum = moved(moved(moved(first, onwards, second), onwards, third), onwards, last);
     // Three of the four lanes move to the place of the last, each its own distance.

@@ -16,14 +16,18 @@
 //! Why not `memmap2`: its maps are slices, and a slice over bytes that another process writes is a promise we cannot
 //! keep.
 
+mod copy;
 mod create;
 mod error;
 #[cfg(target_arch = "x86_64")]
 mod fold;
 mod meter;
 mod region;
+#[cfg(target_arch = "x86_64")]
+mod stream;
 mod sum;
 
+pub use copy::{CopyError, Piece, Stores};
 pub use create::create;
 pub use error::{CreateError, MapError, OutOfBounds};
 pub use meter::Meter;

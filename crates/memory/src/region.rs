@@ -26,6 +26,8 @@ pub struct Region {
     base: NonNull<u8>,
     /// At least 1, at most [`REGION_BYTES_MAX`].
     length: usize,
+    /// Which file it is: device and inode.
+    file: (u64, u64),
     /// Told of the mapping and, on drop, of its end.
     meter: Meter,
 }
@@ -57,7 +59,7 @@ impl Region {
             return Err(MapError::TooLarge { bytes });
         }
         let length = usize::try_from(bytes).map_err(|_| MapError::TooLarge { bytes })?;
-        check_file(&fd, bytes)?;
+        let file = check_file(&fd, bytes)?;
 
         // SAFETY: a new mapping at an address of the kernel's choice overlays nothing of ours.
         let mapped = unsafe {
@@ -68,7 +70,7 @@ impl Region {
             .and_then(|pointer| NonNull::new(pointer.cast::<u8>()))
             .ok_or_else(|| MapError::Io { step: "map the memfd", errno: mapped.err().unwrap_or(Errno::INVAL) })?;
         meter.add(bytes);
-        let region = Self { base, length, meter: meter.clone() };
+        let region = Self { base, length, file, meter: meter.clone() };
 
         // KV cache is made of prompts: it has no place in a core dump.
         // SAFETY: the range is the mapping just made, and the advice changes no byte of it.
@@ -82,6 +84,12 @@ impl Region {
     #[expect(clippy::len_without_is_empty, reason = "a region is never empty")]
     pub const fn len(&self) -> u64 {
         self.length as u64
+    }
+
+    /// Whether both are mappings of one file, so that the same offset is the same byte.
+    #[must_use]
+    pub fn shares_memory_with(&self, other: &Self) -> bool {
+        self.file == other.file
     }
 
     /// Copies `length` bytes of `source`, which may be this very region, even overlapping.
@@ -207,8 +215,8 @@ unsafe impl Send for RawSlice {}
 // SAFETY: as for Send; it has no interior to share.
 unsafe impl Sync for RawSlice {}
 
-/// Refuses what could bring a SIGBUS or could not be written.
-fn check_file(fd: &OwnedFd, bytes: u64) -> Result<(), MapError> {
+/// Refuses what could bring a SIGBUS or could not be written; says which file it is.
+fn check_file(fd: &OwnedFd, bytes: u64) -> Result<(u64, u64), MapError> {
     let step = |step: &'static str| move |errno: Errno| MapError::Io { step, errno };
     let stat = rustix::fs::fstat(fd).map_err(step("examine the file"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -238,5 +246,5 @@ fn check_file(fd: &OwnedFd, bytes: u64) -> Result<(), MapError> {
     if u64::try_from(system.f_type).is_ok_and(|kind| kind == HUGETLBFS_MAGIC) {
         return Err(MapError::HugePages);
     }
-    Ok(())
+    Ok((stat.st_dev, stat.st_ino))
 }

@@ -36,7 +36,8 @@ pub enum Fault {
     /// The peer broke the protocol; nothing it said can be trusted.
     #[error("the peer broke the protocol")]
     Protocol,
-    /// The peer does not know the work asked for, or the endpoint already has work of this id.
+    /// The peer does not know the work asked for, the endpoint already has work of this id, or the plan reads what it
+    /// writes.
     #[error("refused")]
     Refused,
     /// The peer is connected, but no byte came for longer than the endpoint waits.

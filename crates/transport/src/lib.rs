@@ -6,8 +6,8 @@
 //!                                        +-> (Fault, Work) handed back: full, out of bounds, not for this transport
 //! ```
 //!
-//! One data thread owns a transport and calls [`Transport::turn`]; nothing in here starts a thread, reads a clock or
-//! logs. Time is an argument. A turn does a bounded amount of work, so that many transfers share a thread fairly.
+//! One data thread owns a transport and calls [`Transport::turn`]; nothing in here reads a clock or logs, and only the
+//! copy transport starts threads, where it is told to. Time is an argument. A turn does a bounded amount of work, so that many transfers share a thread fairly.
 //!
 //! Limits: every endpoint has a most number of works in flight; a post beyond it is handed back as [`Fault::Full`].
 //! Failure: everything posted completes exactly once, also when the peer, the endpoint or the lease dies. From its
@@ -27,7 +27,7 @@ mod faulty;
 mod metered;
 mod work;
 
-pub use copy::{CopySettings, CopyTransport};
+pub use copy::{COPY_THREADS_MAX, CopySettings, CopyTransport};
 pub use endpoint::{Admission, Dial, Endpoint, EndpointId, Key, Role, Transport};
 pub use event::{Completion, Event};
 pub use fault::Fault;

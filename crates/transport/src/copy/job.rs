@@ -1,170 +1,155 @@
 //! One read in progress on one node.
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use kvferry_core::lease::LeaseGate;
 use kvferry_core::plan::{Cursor, Side, Slice};
 use kvferry_core::{Time, WorkId};
-use kvferry_memory::{OutOfBounds, Region};
+use kvferry_memory::{Piece, Region, Stores};
 
+use super::chunk::{Chunk, Owner};
 use crate::{Fault, ReadWork};
 
-/// Slices of each side looked at together; 1,024 are 16 KiB, which stay in the first-level cache.
+/// Slices of each side cut at once; 1,024 are 16 KiB, which stay in the first-level cache.
 pub(super) const SLICES_MAX: usize = 1024;
 
 /// A posted read, its two places in the plan, and what has been asked of it.
 #[derive(Debug)]
 pub(super) struct Job {
-    id: WorkId,
-    source: Arc<Region>,
-    target: Arc<Region>,
+    owner: Owner,
     lease: LeaseGate,
     deadline: Time,
     source_cursor: Cursor,
     target_cursor: Cursor,
+    /// Whether other threads may copy parts of it.
+    is_split: bool,
     is_cancelled: bool,
-}
-
-/// What a look at a job found.
-pub(super) enum Progress {
-    /// It has ended, one way or the other.
-    Done(Result<u64, Fault>),
-    /// Bytes are left to copy.
-    More,
+    /// Chunks cut and not returned yet: while there are any, memory of this job may be touched.
+    chunks_out: usize,
+    /// Why it will not succeed; nothing more is cut then.
+    fault: Option<Fault>,
 }
 
 impl Job {
-    pub(super) fn new(read: &ReadWork, source: Arc<Region>, lease: LeaseGate) -> Self {
+    pub(super) fn new(read: &ReadWork, source: Arc<Region>, lease: LeaseGate, stores: Stores, is_split: bool) -> Self {
         Self {
-            id: read.id,
-            source,
-            target: Arc::clone(&read.target),
+            owner: Owner { id: read.id, source, target: Arc::clone(&read.target), stores },
             lease,
             deadline: read.deadline,
             source_cursor: Cursor::new(Arc::clone(&read.plan), Side::Source),
             target_cursor: Cursor::new(Arc::clone(&read.plan), Side::Target),
+            is_split,
             is_cancelled: false,
+            chunks_out: 0,
+            fault: None,
         }
     }
 
     pub(super) const fn id(&self) -> WorkId {
-        self.id
+        self.owner.id
     }
 
-    pub(super) const fn deadline(&self) -> Time {
-        self.deadline
+    /// When it is due to fail, unless it has failed already.
+    pub(super) fn deadline(&self) -> Option<Time> {
+        self.fault.is_none().then_some(self.deadline)
     }
 
-    /// Bytes not copied yet.
+    pub(super) const fn is_split(&self) -> bool {
+        self.is_split
+    }
+
+    /// Bytes to cut yet.
     pub(super) const fn remaining(&self) -> u64 {
-        self.target_cursor.remaining()
+        if self.fault.is_some() { 0 } else { self.target_cursor.remaining() }
+    }
+
+    /// Whether no thread touches memory of this job.
+    pub(super) const fn is_quiet(&self) -> bool {
+        self.chunks_out == 0
     }
 
     pub(super) const fn cancel(&mut self) {
         self.is_cancelled = true;
     }
 
-    /// Whether the job has ended by `now`, which is later than every byte it has copied.
-    pub(super) fn look(&self, now: Time) -> Progress {
-        // The loads of the copies must not drift behind the load of the gate, or bytes newer than the lease could pass.
-        fence(Ordering::Acquire);
-        if self.is_cancelled {
-            Progress::Done(Err(Fault::Cancelled))
+    /// Asks everything that may end the job early. `now` is later than every byte of chunks that are back.
+    pub(super) fn judge(&mut self, now: Time) {
+        let fault = if self.is_cancelled {
+            Fault::Cancelled
         } else if !self.lease.is_live(now) {
-            Progress::Done(Err(Fault::LeaseEnded))
+            Fault::LeaseEnded
         } else if now >= self.deadline {
-            Progress::Done(Err(Fault::Deadline))
-        } else if self.remaining() == 0 {
-            Progress::Done(Ok(self.target_cursor.plan().bytes()))
+            Fault::Deadline
         } else {
-            Progress::More
+            return;
+        };
+        self.fail(fault);
+    }
+
+    /// The first fault counts.
+    pub(super) fn fail(&mut self, fault: Fault) {
+        self.fault.get_or_insert(fault);
+    }
+
+    pub(super) const fn has_failed(&self) -> bool {
+        self.fault.is_some()
+    }
+
+    /// How it ended, once it has: judged in this turn, and quiet since the one before.
+    pub(super) fn result(&self) -> Option<Result<u64, Fault>> {
+        if !self.is_quiet() || self.remaining() > 0 {
+            return None;
+        }
+        Some(self.fault.map_or_else(|| Ok(self.target_cursor.plan().bytes()), Err))
+    }
+
+    /// A chunk of this job is back.
+    pub(super) fn take_back(&mut self, result: Result<(), Fault>) {
+        self.chunks_out -= 1;
+        if let Err(fault) = result {
+            self.fail(fault);
         }
     }
 
-    /// Copies the next `bytes` bytes, at most [`remaining`](Self::remaining), and compares both sides' sums.
-    pub(super) fn copy(
-        &mut self,
-        bytes: u64,
-        source_slices: &mut Vec<Slice>,
-        target_slices: &mut Vec<Slice>,
-    ) -> Result<(), Fault> {
-        let mut left = bytes;
-        while left > 0 {
-            source_slices.clear();
-            let taken = self.source_cursor.take(left, SLICES_MAX, source_slices);
-            // Both cursors walk one plan, so neither ends before the other; a plan that says otherwise is not believed.
-            if taken == 0 {
-                return Err(Fault::OutOfBounds);
-            }
-            let expected = sum(&self.source, 0, source_slices)?;
-            let mut landed = 0;
-            let mut unplaced = taken;
-            let mut sources = Pieces::new(source_slices);
-            while unplaced > 0 {
-                target_slices.clear();
-                let room = self.target_cursor.take(unplaced, SLICES_MAX, target_slices);
-                if room == 0 {
-                    return Err(Fault::OutOfBounds);
-                }
-                for target in target_slices.iter() {
-                    self.fill(*target, &mut sources)?;
-                }
-                landed = sum(&self.target, landed, target_slices)?;
-                unplaced -= room;
-            }
-            if landed != expected {
-                return Err(Fault::ChecksumMismatch);
-            }
-            left -= taken;
+    /// Cuts the next bytes, at most `bytes_max`, into a free chunk; says how many they are. None: the job has failed.
+    pub(super) fn cut(&mut self, bytes_max: u64, slices: &mut [Vec<Slice>; 2], into: &mut Chunk) -> u64 {
+        let [sources, targets] = slices;
+        sources.clear();
+        targets.clear();
+        // The side with more slices decides how far a chunk reaches; looked up first, so that both take the same.
+        let reach = self.target_cursor.clone().take(bytes_max, SLICES_MAX, targets);
+        let bytes = self.source_cursor.take(reach, SLICES_MAX, sources);
+        targets.clear();
+        let placed = self.target_cursor.take(bytes, SLICES_MAX, targets);
+        // Both cursors walk one plan, so neither ends before the other; a plan that says otherwise is not believed.
+        if bytes == 0 || placed != bytes {
+            self.fail(Fault::OutOfBounds);
+            return 0;
         }
-        Ok(())
+        into.clear();
+        pair(sources, targets, &mut into.pieces);
+        into.bytes = bytes;
+        into.of = Some(self.owner.clone());
+        self.chunks_out += 1;
+        bytes
     }
+}
 
-    /// Copies the next bytes of the source into one slice of the target.
-    fn fill(&self, target: Slice, sources: &mut Pieces<'_>) -> Result<(), Fault> {
+/// Slices of both sides, with as many bytes each, as pieces that lie together on both.
+fn pair(sources: &[Slice], targets: &[Slice], pieces: &mut Vec<Piece>) {
+    let mut sources = sources.iter().copied();
+    let mut source = Slice { offset: 0, length: 0 };
+    for target in targets {
         let mut filled = 0;
         while filled < target.length {
-            let piece = sources.next(target.length - filled).ok_or(Fault::OutOfBounds)?;
-            self.target
-                .copy_from(target.offset + filled, &self.source, piece.offset, piece.length)
-                .map_err(out_of_bounds)?;
-            filled += piece.length;
+            if source.length == 0 {
+                let Some(next) = sources.next() else { return };
+                source = next;
+            }
+            let length = source.length.min(target.length - filled);
+            pieces.push(Piece { source: source.offset, target: target.offset + filled, length });
+            filled += length;
+            source = Slice { offset: source.offset + length, length: source.length - length };
         }
-        Ok(())
     }
-}
-
-/// Cuts slices at the lengths asked for.
-struct Pieces<'a> {
-    slices: &'a [Slice],
-    /// Bytes of the first slice already handed out.
-    used: u64,
-}
-
-impl<'a> Pieces<'a> {
-    const fn new(slices: &'a [Slice]) -> Self {
-        Self { slices, used: 0 }
-    }
-
-    /// The next bytes that lie together, at most `bytes_max` of them.
-    fn next(&mut self, bytes_max: u64) -> Option<Slice> {
-        let (first, rest) = self.slices.split_first()?;
-        let length = (first.length - self.used).min(bytes_max);
-        let piece = Slice { offset: first.offset + self.used, length };
-        self.used += length;
-        if self.used == first.length {
-            self.slices = rest;
-            self.used = 0;
-        }
-        Some(piece)
-    }
-}
-
-fn sum(region: &Region, seed: u32, slices: &[Slice]) -> Result<u32, Fault> {
-    slices.iter().try_fold(seed, |crc, slice| region.crc32c(crc, slice.offset, slice.length)).map_err(out_of_bounds)
-}
-
-const fn out_of_bounds(_: OutOfBounds) -> Fault {
-    Fault::OutOfBounds
 }
