@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kvferry_transport::COPY_THREADS_MAX;
+use kvferry_transport_tcp::Io;
 
 use raw::RawConfig;
 
@@ -39,6 +40,7 @@ pub(crate) struct Config {
     /// `host:port` of peers that are called from the start, and for ever.
     pub(crate) peer_known: Vec<String>,
     pub(crate) peer_streams: usize,
+    pub(crate) peer_io: Io,
     pub(crate) peer_tls: Option<TlsFiles>,
     pub(crate) admin_listen: SocketAddr,
     pub(crate) limits: Limits,
@@ -130,7 +132,8 @@ impl Config {
     fn parse(text: &str) -> Result<Self> {
         // The error shows the line and marks the place.
         let RawConfig { node, attach, peer, admin, limits } = toml::from_str(text)?;
-        let raw::Peer { listen, data_port, advertise, allow, known, streams, tls, plaintext_beyond_loopback } = peer;
+        let raw::Peer { listen, data_port, advertise, allow, known, streams, io, tls, plaintext_beyond_loopback } =
+            peer;
         let config = Self {
             node: node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
             attach_directory: attach.directory,
@@ -145,6 +148,11 @@ impl Config {
             },
             peer_known: known,
             peer_streams: usize::from(streams),
+            peer_io: match io {
+                raw::Io::Auto => Io::Auto,
+                raw::Io::Epoll => Io::Epoll,
+                raw::Io::Uring => Io::Uring,
+            },
             peer_tls: tls.map(|raw::Tls { certificate, key, authority, name }| TlsFiles {
                 certificate,
                 key,

@@ -31,8 +31,18 @@ pub(super) struct Peer {
     pub(super) allow: Option<Vec<String>>,
     pub(super) known: Vec<String>,
     pub(super) streams: u16,
+    pub(super) io: Io,
     pub(super) tls: Option<Tls>,
     pub(super) plaintext_beyond_loopback: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Io {
+    Auto,
+    Epoll,
+    #[serde(rename = "io_uring")]
+    Uring,
 }
 
 #[derive(Debug, Deserialize)]
@@ -83,6 +93,7 @@ impl Default for Peer {
             allow: None,
             known: Vec::new(),
             streams: 2,
+            io: Io::Auto,
             tls: None,
             plaintext_beyond_loopback: None,
         }

@@ -17,4 +17,5 @@ mod stalls;
 mod support;
 mod tickets;
 mod tls;
+mod uring;
 mod wire;

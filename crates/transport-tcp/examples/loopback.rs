@@ -1,7 +1,7 @@
 //! How fast the transport moves blocks over loopback: one holder thread, one reader thread, every byte verified.
 //!
 //! ```text
-//! cargo run --release -p kvferry-transport-tcp --example loopback -- [streams] [rounds] [block bytes,...] [blocks] [clear|tls] [sums|nosums]
+//! cargo run --release -p kvferry-transport-tcp --example loopback -- [streams] [rounds] [block bytes,...] [blocks] [clear|tls] [sums|nosums] [auto|epoll|uring]
 //! ```
 //!
 //! Both threads spin for a while before they sleep, as the daemon's do. The target is wiped before each round and its
@@ -20,7 +20,7 @@ use kvferry_memory::{Meter, Region};
 use kvferry_transport::{
     Admission, Dial, EndpointId, Event, ReadWork, Role, ServeWork, Source, Start, Transport, Work,
 };
-use kvferry_transport_tcp::{Counters, Pem, Settings, TcpTransport, Tls};
+use kvferry_transport_tcp::{Counters, Io, Pem, Settings, TcpTransport, Tls};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const ENDPOINT: EndpointId = EndpointId(1);
@@ -157,6 +157,7 @@ fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32, settings
     }
 
     let mut times = Vec::new();
+    let mut cpu = Duration::ZERO;
     for round in 0..=rounds {
         for block in 0..u64::from(block_count) * 2 {
             target.write(block * u64::from(block_bytes), &zeros)?;
@@ -164,7 +165,7 @@ fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32, settings
         let id = WorkId(u64::from(round));
         go.send(id)?;
         ready_receiver.recv()?;
-        let begun = Instant::now();
+        let (begun, cpu_begun) = (Instant::now(), cpu_time());
         let read = ReadWork {
             id,
             plan: Arc::clone(&plan),
@@ -182,6 +183,7 @@ fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32, settings
         // The first round touches the pages.
         if round > 0 {
             times.push(begun.elapsed().as_secs_f64());
+            cpu += cpu_time().saturating_sub(cpu_begun);
         }
     }
     drop(go);
@@ -196,15 +198,23 @@ fn run(block_bytes: u32, block_count: u32, streams: usize, rounds: u32, settings
     let median = times[times.len() / 2];
     println!(
         "{block_count} x {block_bytes} B, {streams} streams: {:.2} GB/s mean, {:.2} median, {:.2} best; \
-         {:.0} us median; KiB a call: {} out, {} in",
+         {:.0} us median; {:.3} CPU s/GB; KiB a call: {} out, {} in; by {}",
         bytes * f64::from(rounds) / total / 1e9,
         bytes / median / 1e9,
         bytes / times[0] / 1e9,
         median * 1e6,
+        cpu.as_secs_f64() / (bytes * f64::from(rounds) / 1e9),
         per_call(holder_counters.bytes_sent, holder_counters.send_calls),
         per_call(reader_counters.bytes_received, reader_counters.receive_calls),
+        reader.transport.choice().io,
     );
     Ok(())
+}
+
+/// Both ends' processor time.
+fn cpu_time() -> Duration {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(spent.tv_sec.unsigned_abs(), u32::try_from(spent.tv_nsec).unwrap_or(0))
 }
 
 /// Compares every piece of the plan, byte for byte.
@@ -241,6 +251,11 @@ fn main() -> Result<(), Failure> {
     let settings = Settings {
         tls: is_encrypted.then(throw_away_tls).transpose()?.map(Arc::new),
         checksums: argument(5, "sums") == "sums",
+        io: match argument(6, "auto").as_str() {
+            "epoll" => Io::Epoll,
+            "uring" => Io::Uring,
+            _ => Io::Auto,
+        },
         ..Settings::default()
     };
     for block_bytes in argument(2, "65536,1048576").split(',') {

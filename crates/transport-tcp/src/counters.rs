@@ -14,8 +14,12 @@ pub struct Counters {
     /// Connections closed because of what they said instead of a valid Hello: other bytes, an unknown endpoint, a
     /// wrong, used or expired key.
     pub hellos_refused: u64,
-    /// System calls that received.
+    /// Completions of the ring that matched nothing in flight.
+    pub completions_stale: u64,
+    /// System calls that received; on a ring, operations.
     pub receive_calls: u64,
-    /// System calls that sent.
+    /// Calls of `io_uring_enter`.
+    pub ring_enters: u64,
+    /// System calls that sent; on a ring, operations.
     pub send_calls: u64,
 }

@@ -22,6 +22,8 @@ use crate::reader::ReaderSide;
 use crate::settings::Settings;
 use crate::stream::Stream;
 use crate::tls::Channel;
+use crate::token::Token;
+use crate::uring::{Direction, Parting, Ring};
 use crate::wire::Wire;
 
 /// One endpoint of a [`TcpTransport`](crate::TcpTransport).
@@ -34,6 +36,8 @@ pub(crate) struct TcpEndpoint {
     side: Side,
     /// Completions that no turn has reported yet.
     pub(crate) done: Vec<Completion>,
+    /// Completions that wait until the ring has given memory back.
+    parting: Parting,
     /// No deadline or stall before this.
     alarm: Time,
     /// There may be something to do.
@@ -122,6 +126,7 @@ impl TcpEndpoint {
             streams,
             side,
             done: Vec::new(),
+            parting: Parting::default(),
             alarm: Time::NEVER,
             attention: true,
             stall_max: settings.stall_max,
@@ -139,6 +144,40 @@ impl TcpEndpoint {
         &self.streams
     }
 
+    /// Puts streams that are not on the ring yet there: all of a dialler, or the one that has just joined.
+    pub(crate) fn ride(&mut self, ring: &mut Ring, slot: usize, index: usize) -> std::io::Result<()> {
+        let token = Token::Stream { slot, stream: index, generation: self.generation };
+        match self.stream_mut(index) {
+            Some(stream) => stream.ride(ring, token),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes in that an operation of one stream has completed.
+    pub(crate) fn handle_done(&mut self, index: usize, direction: Direction) {
+        self.attention = true;
+        if let Some(stream) = self.stream_mut(index) {
+            stream.handle_done(direction);
+        }
+    }
+
+    /// The endpoint has ended: true once nothing of it is in flight; then every completion is in `done`.
+    pub(crate) fn part(&mut self, ring: Option<&mut Ring>) -> bool {
+        let Some(ring) = ring else { return true };
+        let mut lanes: Vec<usize> = self.streams.iter().flat_map(Stream::lanes).collect();
+        if let Phase::Joining { streams, .. } = &self.phase {
+            lanes.extend(streams.iter().flatten().flat_map(Stream::lanes));
+        }
+        self.parting.release(ring, &lanes, &mut self.done)
+    }
+
+    fn stream_mut(&mut self, index: usize) -> Option<&mut Stream> {
+        match &mut self.phase {
+            Phase::Joining { streams, .. } => streams.get_mut(index)?.as_mut(),
+            Phase::Dialing { .. } | Phase::Up => self.streams.get_mut(index),
+        }
+    }
+
     /// Whether a turn has something to do.
     pub(crate) fn wants_turn(&self, now: Time) -> bool {
         self.attention || self.alarm <= now
@@ -152,17 +191,8 @@ impl TcpEndpoint {
     /// Takes in what epoll says of one stream.
     pub(crate) fn handle_flags(&mut self, index: usize, flags: EventFlags) {
         self.attention = true;
-        match &mut self.phase {
-            Phase::Joining { streams, .. } => {
-                if let Some(Some(stream)) = streams.get_mut(index) {
-                    stream.handle_flags(flags);
-                }
-            }
-            Phase::Dialing { .. } | Phase::Up => {
-                if let Some(stream) = self.streams.get_mut(index) {
-                    stream.handle_flags(flags);
-                }
-            }
+        if let Some(stream) = self.stream_mut(index) {
+            stream.handle_flags(flags);
         }
     }
 
@@ -207,6 +237,9 @@ impl TcpEndpoint {
             self.check_stalls(now)?;
             self.alarm = self.next_alarm();
         }
+        if let Some(ring) = &mut wire.ring {
+            self.parting.hold(ring, self.streams.iter().flat_map(Stream::lanes), &mut self.done);
+        }
         self.attention = self.is_busy();
         Ok(Turned { came_up: self.is_up() && !was_up, busy: self.attention })
     }
@@ -239,6 +272,7 @@ impl TcpEndpoint {
                         return Err(Fault::PeerClosed);
                     }
                     stream.flush(wire, now)?;
+                    stream.watch(wire)?;
                 }
                 if !streams.iter().all(Option::is_some) {
                     return Ok(());
@@ -371,6 +405,6 @@ impl Endpoint for TcpEndpoint {
             Side::Holder(holder) => holder.open_count(),
             Side::Reader(reader) => reader.open_count(),
         };
-        open + self.done.len()
+        open + self.done.len() + self.parting.len()
     }
 }

@@ -288,7 +288,7 @@ impl HolderSide {
             if outflow.piece.is_none() && !streams[index].has_output() {
                 return Ok(());
             }
-            let source = outflow.piece.as_ref().and_then(|piece| piece.slot).map(|slot| &*self.serves[slot].source);
+            let source = outflow.piece.as_ref().and_then(|piece| piece.slot).map(|slot| &self.serves[slot].source);
             if let Some(finished) = outflow.send(&mut streams[index], source, wire, now)? {
                 self.handle_piece_sent(index, finished);
             }
@@ -352,8 +352,13 @@ impl HolderSide {
             self.first = (index + 1) % self.outflows.len();
             part.sequence = part.sequence.wrapping_add(1);
             part.sent += u64::from(length);
-            self.outflows[index].piece =
-                Some(Outgoing { slot: Some(slot), header: piece.encode(), header_sent: 0, left: u64::from(length) });
+            self.outflows[index].piece = Some(Outgoing {
+                slot: Some(slot),
+                header: piece.encode(),
+                header_sent: 0,
+                left: u64::from(length),
+                is_posted: false,
+            });
             break;
         }
         Ok(())

@@ -10,13 +10,14 @@
 //! lease was live after the last byte had left. A read completes with `Ok` only when all trailers say so. What the
 //! bytes look like is in [`frame`].
 //!
-//! One epoll, no threads, no clock: [`Transport::turn`](kvferry_transport::Transport::turn) does everything, and its
+//! One epoll or one ring of `io_uring`, as [`Settings::io`] says and the kernel allows; no threads, no clock: [`Transport::turn`](kvferry_transport::Transport::turn) does everything, and its
 //! `now` must be read anew for each call, because a trailer relies on it.
 //!
 //! Limits: [`Settings`]. Failure: a stream that breaks, stalls or says something else than the protocol ends its
 //! endpoint; everything posted completes exactly once, within its deadline. Shutdown: close the endpoints, or drop.
 //!
-//! Why not `io_uring`: not yet measured against this; the frames would stay the same.
+//! Why both: raw sockets gain on a ring with several streams, but container runtimes often forbid it and one stream
+//! ties (docs/adr/0011). Frames, readers and holders are the same code on either.
 
 mod admission;
 mod counters;
@@ -38,10 +39,12 @@ mod stream;
 mod tls;
 mod token;
 mod transport;
+mod uring;
 mod wire;
 
 pub use counters::Counters;
 pub use raw::RawStream;
-pub use settings::{STREAMS_MAX, Settings};
+pub use settings::{Io, STREAMS_MAX, Settings};
 pub use tls::{Pem, Tls, TlsError};
 pub use transport::TcpTransport;
+pub use uring::{Choice, Missing, probe as probe_uring};

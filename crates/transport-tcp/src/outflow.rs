@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use kvferry_core::Time;
 use kvferry_core::plan::{Cursor, Slice};
@@ -60,6 +61,8 @@ pub(crate) struct Outgoing {
     pub(crate) header_sent: usize,
     /// Payload that has not left.
     pub(crate) left: u64,
+    /// Some of it may have left: a send is on its way.
+    pub(crate) is_posted: bool,
 }
 
 impl Outflow {
@@ -148,7 +151,7 @@ impl Outflow {
     pub(crate) fn send(
         &mut self,
         stream: &mut Stream,
-        source: Option<&Region>,
+        source: Option<&Arc<Region>>,
         wire: &mut Wire,
         now: Time,
     ) -> Result<Option<usize>, Fault> {
@@ -164,6 +167,7 @@ impl Outflow {
         let (header_sent, payload_sent) = stream.send(wire, header, &body, piece.left, now)?;
         piece.header_sent += header_sent;
         piece.left -= payload_sent;
+        piece.is_posted = stream.is_sending();
         if source.is_some() {
             self.advance(payload_sent);
         }
@@ -175,7 +179,7 @@ impl Outflow {
     pub(crate) fn forget(&mut self, slot: usize) {
         self.ready.retain(|&other| other != slot);
         self.closing.retain(|closing| closing.slot != slot);
-        self.piece.take_if(|piece| piece.slot == Some(slot) && piece.header_sent == 0);
+        self.piece.take_if(|piece| piece.slot == Some(slot) && piece.header_sent == 0 && !piece.is_posted);
         if let Some(piece) = self.piece.as_mut().filter(|piece| piece.slot == Some(slot)) {
             piece.slot = None;
         }

@@ -10,6 +10,7 @@
 
 use std::net::TcpStream;
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 
 use kvferry_core::plan::Slice;
 use kvferry_memory::Region;
@@ -27,7 +28,7 @@ impl RawStream {
     /// Takes a connected socket as it is.
     #[must_use]
     pub fn new(socket: TcpStream) -> Self {
-        Self { socket, wire: Wire::new() }
+        Self { socket, wire: Wire::new(None) }
     }
 
     /// The socket.
@@ -41,7 +42,7 @@ impl RawStream {
     /// # Errors
     ///
     /// [`Fault::OutOfBounds`], [`Fault::PeerClosed`], and what the operating system says.
-    pub fn send(&mut self, region: &Region, offset: u64, length: u64) -> Result<u64, Fault> {
+    pub fn send(&mut self, region: &Arc<Region>, offset: u64, length: u64) -> Result<u64, Fault> {
         let slice = [Slice { offset, length }];
         let moved = self.wire.send(self.socket.as_fd(), [&[], &[]], &Body::Region(region, &slice), &[])?;
         Ok(moved.bytes)
@@ -52,7 +53,7 @@ impl RawStream {
     /// # Errors
     ///
     /// As for [`send`](Self::send); the end of the stream is [`Fault::PeerClosed`].
-    pub fn receive(&mut self, region: &Region, offset: u64, length: u64) -> Result<u64, Fault> {
+    pub fn receive(&mut self, region: &Arc<Region>, offset: u64, length: u64) -> Result<u64, Fault> {
         let slice = [Slice { offset, length }];
         let moved = self.wire.receive(self.socket.as_fd(), &Body::Region(region, &slice), &mut [])?;
         Ok(moved.bytes)
@@ -62,7 +63,6 @@ impl RawStream {
 #[cfg(test)]
 mod tests {
     use std::net::{Shutdown, TcpListener};
-    use std::sync::Arc;
 
     use kvferry_memory::Meter;
 

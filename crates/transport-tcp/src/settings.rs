@@ -1,5 +1,6 @@
 //! What an operator may choose about the TCP transport.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,9 @@ pub struct Settings {
     pub socket_buffer_bytes: u32,
     /// How long a stream with bytes due may stand still until its endpoint goes down. Default 5 s.
     pub stall_max: Duration,
+    /// How bytes move between sockets and memory. Default [`Io::Auto`]. What was chosen, and why, says
+    /// [`TcpTransport::choice`](crate::TcpTransport::choice).
+    pub io: Io,
     /// System calls on one stream in one turn. Default 4, at least 1. More serve one stream better, fewer keep a turn
     /// short.
     pub stream_calls_max: u32,
@@ -50,12 +54,35 @@ pub struct Settings {
     pub works_max: usize,
 }
 
+/// How bytes move between sockets and memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Io {
+    /// Whichever was measured to be better: epoll so far (docs/adr/0011). Finds out whether a ring would work here.
+    #[default]
+    Auto,
+    /// Readiness from epoll, then `sendmsg` and `readv`. Works everywhere.
+    Epoll,
+    /// Operations on a ring of `io_uring`. [`TcpTransport::bind`](crate::TcpTransport::bind) fails where it is missing.
+    Uring,
+}
+
+impl fmt::Display for Io {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Epoll => "epoll",
+            Self::Uring => "io_uring",
+        })
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             checksums: true,
             half_open_max: 64,
             hello_max: Duration::from_secs(2),
+            io: Io::Auto,
             endpoints_max: 256,
             fetch_ahead_max: Duration::from_secs(1),
             endpoint_bytes_per_second_max: None,
@@ -79,6 +106,7 @@ impl Settings {
             checksums: self.checksums,
             half_open_max: self.half_open_max.clamp(1, 1024),
             hello_max: self.hello_max,
+            io: self.io,
             endpoints_max: self.endpoints_max.clamp(1, 4096),
             fetch_ahead_max: self.fetch_ahead_max,
             endpoint_bytes_per_second_max: rate,

@@ -1,11 +1,11 @@
-//! One TCP connection of an endpoint: its socket, what epoll said of it, frames on their way in and out.
+//! One TCP connection of an endpoint: its socket, what epoll or the ring said of it, frames on their way in and out.
 //!
 //! ```text
 //! push(frame) -> control bytes -> Wire::send
 //! Wire::receive -> bytes read ahead -> next_frame, or the first bytes of a piece
 //! ```
 //!
-//! Under TLS a channel stands before the socket, and payload is copied once each way: see [`tls`](crate::tls).
+//! On a ring the same calls post operations and take their results: see [`uring`](crate::uring). Under TLS a channel stands before the socket, and payload is copied once each way: see [`tls`](crate::tls).
 //!
 //! Limits: [`AHEAD_BYTES`] in; out, what the two sides bound by the works they admit. Payload is not here: it goes
 //! between region and socket in the same system calls as these bytes.
@@ -19,6 +19,8 @@ use rustix::event::epoll::EventFlags;
 
 use crate::frame::{Frame, HEADER_BYTES};
 use crate::tls::{Channel, flow};
+use crate::token::Token;
+use crate::uring::{Direction, Message, Ring};
 use crate::wire::{Body, Moved, Wire};
 
 /// Bytes read ahead of need: some frames in one call. Piece bytes among them are copied once more, which is less than
@@ -34,6 +36,8 @@ pub(crate) struct Stream {
     socket: TcpStream,
     /// Stands between frames and socket if the transport encrypts.
     tls: Option<Box<Channel>>,
+    /// Its places on the ring, if the transport has one.
+    lanes: Option<Lanes>,
     /// Bytes, or the end, may be waiting. Cleared by a short read.
     readable: bool,
     /// The socket may take bytes. Cleared by a short write.
@@ -53,6 +57,13 @@ pub(crate) struct Stream {
     pub(crate) spoke: Time,
 }
 
+/// Where the operations of one stream are posted.
+#[derive(Clone, Copy)]
+struct Lanes {
+    inbound: usize,
+    outbound: usize,
+}
+
 impl Stream {
     /// A non-blocking socket, connected or about to be.
     pub(crate) fn new(socket: TcpStream, tls: Option<Box<Channel>>, connected: bool, now: Time) -> Self {
@@ -60,6 +71,7 @@ impl Stream {
         Self {
             socket,
             tls,
+            lanes: None,
             readable: connected,
             writable: connected,
             hangup: false,
@@ -84,6 +96,49 @@ impl Stream {
         self.hangup |= ended;
         self.readable |= ended || flags.contains(EventFlags::IN);
         self.writable |= flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR);
+    }
+
+    /// From here on operations are posted on a ring, which waits for the socket by itself.
+    pub(crate) fn ride(&mut self, ring: &mut Ring, token: Token) -> std::io::Result<()> {
+        // A socket that does not block would make operations fail that ought to wait.
+        self.socket.set_nonblocking(false)?;
+        let mut add = |direction| ring.add_lane(token, direction);
+        self.lanes = Some(Lanes { inbound: add(Direction::Inbound), outbound: add(Direction::Outbound) });
+        (self.readable, self.writable) = (true, true);
+        Ok(())
+    }
+
+    /// Its lanes, both or none.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = usize> + use<> {
+        self.lanes.into_iter().flat_map(|lanes| [lanes.inbound, lanes.outbound])
+    }
+
+    /// An operation has completed: its result can be taken.
+    pub(crate) fn handle_done(&mut self, direction: Direction) {
+        match direction {
+            Direction::Inbound => self.readable = true,
+            Direction::Outbound => self.writable = true,
+        }
+    }
+
+    /// Before frames are looked at: has the ring tell of a peer that goes again, as epoll would.
+    pub(crate) fn watch(&mut self, wire: &mut Wire) -> Result<(), Fault> {
+        let (Some(lanes), Some(ring)) = (self.lanes, &mut wire.ring) else { return Ok(()) };
+        if !self.readable {
+            return Ok(());
+        }
+        self.hangup |= ring.has_ended(lanes.inbound);
+        if ring.is_idle(lanes.inbound) {
+            let room = self.ahead.len() - self.ahead_end;
+            let posted = ring.post(lanes.inbound, self.socket.as_fd(), &Message::In { room }, &Body::None)?;
+            self.readable = !posted;
+        }
+        Ok(())
+    }
+
+    /// Whether a send is on its way of which it is not known yet how far it got.
+    pub(crate) const fn is_sending(&self) -> bool {
+        self.lanes.is_some() && !self.writable
     }
 
     /// Whether there may be more to receive.
@@ -139,6 +194,9 @@ impl Stream {
         body_bytes: u64,
         now: Time,
     ) -> Result<(usize, u64), Fault> {
+        if let Some(lanes) = self.lanes {
+            return self.send_posted(wire, lanes.outbound, header, body, body_bytes, now);
+        }
         let control = &self.control[self.control_start..];
         let control_first = header.len() == HEADER_BYTES || body_bytes == 0;
         let (before, after): (_, &[u8]) =
@@ -163,6 +221,42 @@ impl Stream {
         self.writable = !moved.short;
         self.spoke = now;
         Ok(sent)
+    }
+
+    /// The same by the ring: the first call posts, the call after the completion takes its result.
+    fn send_posted(
+        &mut self,
+        wire: &mut Wire,
+        lane: usize,
+        header: &[u8],
+        body: &Body<'_>,
+        body_bytes: u64,
+        now: Time,
+    ) -> Result<(usize, u64), Fault> {
+        let Some(ring) = &mut wire.ring else { return Err(Fault::PeerClosed) };
+        if let Some(finished) = ring.take(lane) {
+            let finished = finished?;
+            wire.counters.bytes_sent += finished.bytes;
+            wire.counters.send_calls += 1;
+            if finished.bytes > 0 {
+                self.spoke = now;
+            }
+            let mut rest = finished.bytes;
+            let mut take = |length: u64| {
+                let taken = rest.min(length);
+                rest -= taken;
+                taken
+            };
+            let control_before = if finished.control_first { take(finished.control) } else { 0 };
+            let sent = (usize::try_from(take(finished.header)).unwrap_or(0), take(finished.body));
+            let control_after = if finished.control_first { 0 } else { take(finished.control) };
+            self.control_start += usize::try_from(control_before + control_after).unwrap_or(0);
+            return Ok(sent);
+        }
+        let control_first = header.len() == HEADER_BYTES || body_bytes == 0;
+        let message = Message::Out { control: &self.control[self.control_start..], header, control_first };
+        self.writable = !ring.post(lane, self.socket.as_fd(), &message, body)?;
+        Ok((0, 0))
     }
 
     /// The next header, if all of it is here.
@@ -214,12 +308,46 @@ impl Stream {
         if self.tls.is_some() {
             return self.receive_records(wire, body, body_bytes, now);
         }
+        if let Some(lanes) = self.lanes {
+            return self.receive_posted(wire, lanes.inbound, body, body_is_whole, now);
+        }
         let room = if body_is_whole { &mut self.ahead[self.ahead_end..] } else { &mut [] };
         let moved = wire.receive(self.socket.as_fd(), body, room).map_err(|fault| self.explain(fault))?;
         self.received(moved, now);
         let landed = moved.bytes.min(body_bytes);
         self.ahead_end += usize::try_from(moved.bytes - landed).unwrap_or(0);
         Ok(landed)
+    }
+
+    /// The same by the ring: the first call posts, the call after the completion takes its result.
+    fn receive_posted(
+        &mut self,
+        wire: &mut Wire,
+        lane: usize,
+        body: &Body<'_>,
+        body_is_whole: bool,
+        now: Time,
+    ) -> Result<u64, Fault> {
+        let Some(ring) = &mut wire.ring else { return Err(Fault::PeerClosed) };
+        let room = self.ahead.len() - self.ahead_end;
+        if let Some(finished) = ring.take(lane) {
+            let finished = match finished {
+                Ok(finished) => finished,
+                Err(fault) => return Err(self.explain(fault)),
+            };
+            wire.counters.bytes_received += finished.bytes;
+            wire.counters.receive_calls += 1;
+            if finished.bytes > 0 {
+                self.heard = now;
+            }
+            let ahead = &finished.ahead[..finished.ahead.len().min(room)];
+            self.ahead[self.ahead_end..][..ahead.len()].copy_from_slice(ahead);
+            self.ahead_end += ahead.len();
+            return Ok(finished.bytes.min(finished.body));
+        }
+        let message = Message::In { room: if body_is_whole { room } else { 0 } };
+        self.readable = !ring.post(lane, self.socket.as_fd(), &message, body)?;
+        Ok(0)
     }
 
     fn receive_records(&mut self, wire: &mut Wire, body: &Body<'_>, body_bytes: u64, now: Time) -> Result<u64, Fault> {

@@ -26,6 +26,7 @@ use crate::settings::{STREAMS_MAX, Settings};
 use crate::socket;
 use crate::stream::INTEREST;
 use crate::token::Token;
+use crate::uring::{self, Choice};
 use crate::wire::{self, Wire};
 
 /// Events taken from epoll in one turn.
@@ -40,6 +41,11 @@ pub struct TcpTransport {
     ids: HashMap<EndpointId, usize>,
     generation: u32,
     wire: Wire,
+    choice: Choice,
+    /// Epoll has more to say than was asked.
+    has_knocked: bool,
+    /// Endpoints that are over, and why, but for operations in flight.
+    leaving: Vec<(TcpEndpoint, Fault)>,
     /// Events of calls between turns.
     pending: Vec<Event>,
 }
@@ -49,9 +55,11 @@ impl TcpTransport {
     ///
     /// # Errors
     ///
-    /// What the operating system says to the address or to the settings' socket buffers.
+    /// What the operating system says to the address or to the settings' socket buffers; `Unsupported` where
+    /// [`Io::Uring`](crate::Io::Uring) was asked for and does not work, with the step that failed.
     pub fn bind(address: SocketAddr, settings: &Settings) -> io::Result<Self> {
         let settings = settings.clamped();
+        let (choice, ring) = uring::choose(settings.io, settings.tls.is_some())?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let door = Door::open(epoll.as_fd(), address, &settings)?;
         Ok(Self {
@@ -61,7 +69,10 @@ impl TcpTransport {
             endpoints: Slab::new(),
             ids: HashMap::new(),
             generation: 0,
-            wire: Wire::new(),
+            wire: Wire::new(ring),
+            choice,
+            has_knocked: true,
+            leaving: Vec::new(),
             pending: Vec::new(),
         })
     }
@@ -77,18 +88,73 @@ impl TcpTransport {
 
     /// What it has counted so far.
     #[must_use]
-    pub const fn counters(&self) -> Counters {
-        self.wire.counters
+    pub fn counters(&self) -> Counters {
+        let (ring_enters, completions_stale) = self.wire.ring.as_ref().map_or((0, 0), |ring| (ring.enters, ring.stale));
+        Counters { ring_enters, completions_stale, ..self.wire.counters }
+    }
+
+    /// What moves the bytes, and why.
+    #[must_use]
+    pub const fn choice(&self) -> &Choice {
+        &self.choice
     }
 
     fn check_new(&self, id: EndpointId, stream_count: usize) -> Result<(), Fault> {
-        if stream_count == 0 || stream_count > STREAMS_MAX || self.ids.contains_key(&id) {
+        if stream_count == 0 || stream_count > STREAMS_MAX || self.is_known(id) {
             return Err(Fault::Refused);
         }
-        if self.endpoints.len() >= self.settings.endpoints_max {
+        if self.endpoints.len() + self.leaving.len() >= self.settings.endpoints_max {
             return Err(Fault::Full);
         }
         Ok(())
+    }
+
+    fn is_known(&self, id: EndpointId) -> bool {
+        self.ids.contains_key(&id) || self.leaving.iter().any(|(endpoint, _)| endpoint.id == id)
+    }
+
+    /// Takes in what the ring has completed, and what epoll has to say if the ring tells so. True: there may be more.
+    fn reap(&mut self) -> bool {
+        let Self { wire, endpoints, .. } = self;
+        let Some(ring) = &mut wire.ring else { return self.poll() };
+        let knocked = ring.reap(|token, direction| {
+            if let Token::Stream { slot, stream, generation } = token
+                && let Some(endpoint) = endpoints.get_mut(slot).filter(|endpoint| endpoint.generation == generation)
+            {
+                endpoint.handle_done(stream, direction);
+            }
+        });
+        self.has_knocked |= knocked;
+        if self.has_knocked {
+            self.has_knocked = self.poll();
+        }
+        self.has_knocked
+    }
+
+    /// Reports an endpoint that is over, now or once nothing of it is in flight.
+    fn let_go(&mut self, mut endpoint: TcpEndpoint, fault: Fault, events: &mut Vec<Event>) {
+        endpoint.end(fault);
+        if endpoint.part(self.wire.ring.as_mut()) {
+            farewell(endpoint, fault, events);
+        } else {
+            self.leaving.push((endpoint, fault));
+        }
+    }
+
+    /// Reports who has left, and hands over to the ring what this turn has posted. True: it has completed some of it.
+    fn end_turn(&mut self, events: &mut Vec<Event>) -> bool {
+        let Some(ring) = &mut self.wire.ring else { return false };
+        for (mut endpoint, fault) in std::mem::take(&mut self.leaving) {
+            if endpoint.part(Some(ring)) {
+                farewell(endpoint, fault, events);
+            } else {
+                self.leaving.push((endpoint, fault));
+            }
+        }
+        if !self.has_knocked {
+            ring.watch_door(self.epoll.as_fd());
+        }
+        ring.commit()
     }
 
     /// Asks epoll what happened. True: it may have more to tell.
@@ -137,11 +203,16 @@ impl TcpTransport {
             return false;
         }
         let token = Token::Stream { slot, stream, generation: endpoint.generation };
-        if epoll::modify(&self.epoll, &caller.socket, EventData::new_u64(token.to_u64()), INTEREST).is_err() {
+        let moved = match self.wire.ring {
+            Some(_) => epoll::delete(&self.epoll, &caller.socket),
+            None => epoll::modify(&self.epoll, &caller.socket, EventData::new_u64(token.to_u64()), INTEREST),
+        };
+        if moved.is_err() {
             return false;
         }
         endpoint.join(stream, caller, now);
-        true
+        // Should the socket not do as it is told, its endpoint expires.
+        self.wire.ring.as_mut().is_none_or(|ring| endpoint.ride(ring, slot, stream).is_ok())
     }
 
     fn remove(&mut self, slot: usize) -> TcpEndpoint {
@@ -180,10 +251,14 @@ impl Transport for TcpTransport {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.endpoints.vacant_entry();
         let slot = entry.key();
-        let endpoint = TcpEndpoint::dialing(&dial, sockets, self.generation, &self.settings, now)?;
-        for (index, stream) in endpoint.streams().iter().enumerate() {
+        let mut endpoint = TcpEndpoint::dialing(&dial, sockets, self.generation, &self.settings, now)?;
+        for index in 0..endpoint.streams().len() {
+            if let Some(ring) = &mut self.wire.ring {
+                endpoint.ride(ring, slot, index).map_err(|error| fault(&error))?;
+                continue;
+            }
             let token = Token::Stream { slot, stream: index, generation: self.generation };
-            epoll::add(&self.epoll, stream.socket(), EventData::new_u64(token.to_u64()), INTEREST)
+            epoll::add(&self.epoll, endpoint.streams()[index].socket(), EventData::new_u64(token.to_u64()), INTEREST)
                 .map_err(wire::fault)?;
         }
         entry.insert(endpoint);
@@ -202,10 +277,10 @@ impl Transport for TcpTransport {
 
     fn close(&mut self, _now: Time, endpoint: EndpointId) {
         let Some(&slot) = self.ids.get(&endpoint) else { return };
-        let mut closed = self.remove(slot);
-        closed.end(Fault::Cancelled);
-        self.pending.extend(closed.done.drain(..).map(Event::Completed));
-        self.pending.push(Event::EndpointDown(endpoint, Fault::Cancelled));
+        let closed = self.remove(slot);
+        let mut events = std::mem::take(&mut self.pending);
+        self.let_go(closed, Fault::Cancelled, &mut events);
+        self.pending = events;
     }
 
     fn endpoint(&mut self, id: EndpointId) -> Option<&mut dyn Endpoint> {
@@ -215,7 +290,7 @@ impl Transport for TcpTransport {
 
     fn turn(&mut self, now: Time, events: &mut Vec<Event>) -> bool {
         events.append(&mut self.pending);
-        let mut busy = self.poll();
+        let mut busy = self.reap();
         self.hear(now);
         busy |= self.door.turn(self.epoll.as_fd(), now, &mut self.wire.counters);
         let mut ended = None;
@@ -232,25 +307,23 @@ impl Transport for TcpTransport {
                 }
                 // One a turn is rare enough; the others keep what they found and end in the next.
                 Err(fault) => {
-                    endpoint.end(fault);
                     ended = Some((slot, fault));
+                    break;
                 }
             }
             events.extend(endpoint.done.drain(..).map(Event::Completed));
-            if ended.is_some() {
-                break;
-            }
         }
         if let Some((slot, fault)) = ended {
             let endpoint = self.remove(slot);
-            events.push(Event::EndpointDown(endpoint.id, fault));
-            return true;
+            self.let_go(endpoint, fault, events);
+            busy = true;
         }
-        busy
+        self.end_turn(events) || busy
     }
 
     fn next_deadline(&self) -> Option<Time> {
-        if !self.pending.is_empty() {
+        // Who leaves has recalled operations, which a turn hands to the ring.
+        if !self.pending.is_empty() || !self.leaving.is_empty() {
             return Some(Time::default());
         }
         let endpoints = self.endpoints.iter().map(|(_, endpoint)| endpoint.next_deadline());
@@ -258,7 +331,10 @@ impl Transport for TcpTransport {
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.epoll.as_fd())
+        Some(match &self.wire.ring {
+            Some(ring) => ring.wait_fd(),
+            None => self.epoll.as_fd(),
+        })
     }
 }
 
@@ -266,10 +342,17 @@ impl fmt::Debug for TcpTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TcpTransport")
             .field("door", &self.local_addr())
+            .field("choice", &self.choice)
             .field("endpoints", &self.endpoints.len())
             .field("counters", &self.counters())
             .finish_non_exhaustive()
     }
+}
+
+/// The last events of an endpoint.
+fn farewell(mut endpoint: TcpEndpoint, fault: Fault, events: &mut Vec<Event>) {
+    events.extend(endpoint.done.drain(..).map(Event::Completed));
+    events.push(Event::EndpointDown(endpoint.id, fault));
 }
 
 fn fault(error: &io::Error) -> Fault {

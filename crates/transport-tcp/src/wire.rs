@@ -12,6 +12,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use kvferry_core::plan::Slice;
 use kvferry_memory::Region;
@@ -21,6 +22,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags};
 
 use crate::Counters;
 use crate::tls::Pool;
+use crate::uring::Ring;
 
 /// Most region slices of one call: the kernel's `UIO_MAXIOV` of 1,024, less what stands before and behind them.
 pub(crate) const SLICES_MAX: usize = 1024 - EDGES_MAX;
@@ -35,7 +37,7 @@ pub(crate) enum Body<'a> {
     /// Nothing.
     None,
     /// Bytes of a region.
-    Region(&'a Region, &'a [Slice]),
+    Region(&'a Arc<Region>, &'a [Slice]),
     /// This many bytes that mean nothing: zeros out, or read and thrown away.
     Void(u64),
 }
@@ -58,13 +60,15 @@ pub(crate) struct Wire {
     pub(crate) staging: Vec<u8>,
     /// Records of streams under TLS.
     pub(crate) pool: Pool,
+    /// Where operations of streams without TLS are posted, if this transport has one.
+    pub(crate) ring: Option<Ring>,
     /// What the calls did.
     pub(crate) counters: Counters,
 }
 
 /// Laid out like the system's `iovec`.
 #[repr(C)]
-struct Vector {
+pub(crate) struct Vector {
     pointer: *mut u8,
     length: usize,
 }
@@ -72,18 +76,19 @@ struct Vector {
 const _: () = assert!(size_of::<Vector>() == size_of::<IoSlice<'_>>());
 const _: () = assert!(align_of::<Vector>() == align_of::<IoSlice<'_>>());
 
-// SAFETY: an address and a number; to follow the address is what needs care, and `Wire` does that only inside a call
-// that borrows what it points to.
+// SAFETY: an address and a number; to follow the address is what needs care: `Wire` does that only inside a call that
+// borrows what it points to, a lane of the ring keeps what it points to.
 unsafe impl Send for Vector {}
 
 impl Wire {
     /// Room for the longest call.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(ring: Option<Ring>) -> Self {
         Self {
             vectors: Vec::with_capacity(SLICES_MAX + EDGES_MAX),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
             staging: Vec::new(),
             pool: Pool::default(),
+            ring,
             counters: Counters::default(),
         }
     }
@@ -99,12 +104,13 @@ impl Wire {
         self.vectors.clear();
         let mut asked = 0;
         for bytes in before {
-            asked += self.edge(bytes.as_ptr().cast_mut(), bytes.len());
+            asked += add_edge(&mut self.vectors, bytes.as_ptr().cast_mut(), bytes.len());
         }
-        let (body_asked, whole) = self.body(body, ZEROS.as_ptr().cast_mut(), ZEROS.len())?;
+        let mut body_asked = 0;
+        let whole = add_zeroable(&mut self.vectors, body, &mut body_asked)?;
         asked += body_asked;
         if whole {
-            asked += self.edge(after.as_ptr().cast_mut(), after.len());
+            asked += add_edge(&mut self.vectors, after.as_ptr().cast_mut(), after.len());
         }
         // SAFETY: `IoSlice` is documented to have the layout of `iovec`, as `Vector` has (asserted above). Every vector
         // names bytes that this function's arguments borrow or ZEROS, so they are mapped until the call returns. The
@@ -128,10 +134,10 @@ impl Wire {
         ahead: &mut [u8],
     ) -> Result<Moved, Fault> {
         self.vectors.clear();
-        let scratch = self.scratch.as_mut_ptr();
-        let (mut asked, whole) = self.body(body, scratch, SCRATCH_BYTES)?;
+        let mut asked = 0;
+        let whole = add_body(&mut self.vectors, body, self.scratch.as_mut_ptr(), SCRATCH_BYTES, &mut asked)?;
         if whole {
-            asked += self.edge(ahead.as_mut_ptr(), ahead.len());
+            asked += add_edge(&mut self.vectors, ahead.as_mut_ptr(), ahead.len());
         }
         // SAFETY: `IoSliceMut` is documented to have the layout of `iovec`, as `Vector` has (asserted above). Every
         // vector names bytes of a region that `body` borrows, of `ahead`, or of the scratch buffer, all mapped until the
@@ -149,34 +155,45 @@ impl Wire {
         self.counters.bytes_received += moved.bytes;
         Ok(moved)
     }
+}
 
-    fn edge(&mut self, pointer: *mut u8, length: usize) -> u64 {
-        if length > 0 {
-            self.vectors.push(Vector { pointer, length });
-        }
-        length as u64
+/// Adds bytes that lie together; returns how many.
+pub(crate) fn add_edge(vectors: &mut Vec<Vector>, pointer: *mut u8, length: usize) -> u64 {
+    if length > 0 {
+        vectors.push(Vector { pointer, length });
     }
+    length as u64
+}
 
-    /// Adds the body's vectors: how many bytes they name, and whether that is all of it.
-    fn body(&mut self, body: &Body<'_>, void: *mut u8, void_length: usize) -> Result<(u64, bool), Fault> {
-        match *body {
-            Body::None => Ok((0, true)),
-            Body::Region(region, slices) => {
-                let mut asked = 0;
-                for slice in slices.iter().take(SLICES_MAX) {
-                    let raw = region.io_slice(slice.offset, slice.length).map_err(|_| Fault::OutOfBounds)?;
-                    asked += self.edge(raw.as_mut_ptr(), raw.len());
-                }
-                Ok((asked, slices.len() <= SLICES_MAX))
+/// Adds the vectors of a body that goes out, zeros in place of what means nothing.
+pub(crate) fn add_zeroable(vectors: &mut Vec<Vector>, body: &Body<'_>, asked: &mut u64) -> Result<bool, Fault> {
+    add_body(vectors, body, ZEROS.as_ptr().cast_mut(), ZEROS.len(), asked)
+}
+
+/// Adds the body's vectors: how many bytes they name goes into `asked`; true if that is all of it.
+pub(crate) fn add_body(
+    vectors: &mut Vec<Vector>,
+    body: &Body<'_>,
+    void: *mut u8,
+    void_length: usize,
+    asked: &mut u64,
+) -> Result<bool, Fault> {
+    *asked = 0;
+    match *body {
+        Body::None => Ok(true),
+        Body::Region(region, slices) => {
+            for slice in slices.iter().take(SLICES_MAX) {
+                let raw = region.io_slice(slice.offset, slice.length).map_err(|_| Fault::OutOfBounds)?;
+                *asked += add_edge(vectors, raw.as_mut_ptr(), raw.len());
             }
-            Body::Void(bytes) => {
-                let mut left = bytes;
-                for _ in 0..SLICES_MAX {
-                    let length = void_length.min(usize::try_from(left).unwrap_or(usize::MAX));
-                    left -= self.edge(void, length);
-                }
-                Ok((bytes - left, left == 0))
+            Ok(slices.len() <= SLICES_MAX)
+        }
+        Body::Void(bytes) => {
+            for _ in 0..SLICES_MAX {
+                let left = usize::try_from(bytes - *asked).unwrap_or(usize::MAX);
+                *asked += add_edge(vectors, void, void_length.min(left));
             }
+            Ok(*asked == bytes)
         }
     }
 }

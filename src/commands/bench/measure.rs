@@ -60,7 +60,7 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) const fn of(driver: &Driver<TcpTransport>) -> Self {
+    pub(super) fn of(driver: &Driver<TcpTransport>) -> Self {
         let counters = driver.transport.counters();
         Self { sends: counters.send_calls, receives: counters.receive_calls, sleeps: driver.sleeps }
     }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
-use crate::flow::{BLOCK_BYTES, Flow};
+use crate::flow::Flow;
 use crate::{Failure, Wait, Way};
 
 const BUFFERS: u16 = 64;
+const BUFFER_BYTES: u32 = 64 << 10;
 
 /// A ring, and the eventfd that it signals: with deferred task work, polling the ring's own descriptor was seen to miss
 /// completions (Linux 6.18).
@@ -116,7 +117,8 @@ fn register(ring: &Ring, flow: &Flow) -> Result<(), Failure> {
     let whole = flow.field.region.io_slice(0, flow.field.region.len())?;
     let vector = libc::iovec { iov_base: whole.as_mut_ptr().cast(), iov_len: whole.len() };
     // SAFETY: the region outlives the ring: the flows hold it.
-    Ok(unsafe { ring.submitter().register_buffers(&[vector])? })
+    unsafe { ring.submitter().register_buffers(&[vector])? };
+    Ok(())
 }
 
 fn run(mut flows: Vec<Flow>, way: Way, wait: Wait, send: bool) -> Result<u64, Failure> {
@@ -189,7 +191,7 @@ impl Drop for Lent {
 
 /// The kernel picks a buffer, the thread copies it into place.
 fn multishot(mut flows: Vec<Flow>, wait: Wait) -> Result<u64, Failure> {
-    let each = usize::try_from(BLOCK_BYTES)?;
+    let each = usize::try_from(BUFFER_BYTES)?;
     let (buffers, entries) = (Lent::new(each * usize::from(BUFFERS))?, Lent::new(16 * usize::from(BUFFERS))?);
     let mut ring = ring()?;
     // SAFETY: the entries are zeroed, page-aligned, as many as said, and live longer than the ring.
@@ -202,7 +204,7 @@ fn multishot(mut flows: Vec<Flow>, wait: Wait) -> Result<u64, Failure> {
         unsafe {
             let entry = entries.base.cast::<types::BufRingEntry>().add(slot);
             (*entry).set_addr(buffers.base.add(usize::from(buffer) * each) as u64);
-            (*entry).set_len(each as u32);
+            (*entry).set_len(BUFFER_BYTES);
             (*entry).set_bid(buffer);
             tail = tail.wrapping_add(1);
             let shared = types::BufRingEntry::tail(entries.base.cast()).cast::<AtomicU16>();

@@ -178,7 +178,7 @@ impl Gather<'_> {
     fn front(&self) -> Option<(Option<&Region>, Slice)> {
         match *self.body {
             Body::None => None,
-            Body::Region(region, slices) => slices.get(self.slice).map(|slice| (Some(region), *slice)),
+            Body::Region(region, slices) => slices.get(self.slice).map(|slice| (Some(&**region), *slice)),
             Body::Void(length) => (self.slice == 0 && length > 0).then_some((None, Slice { offset: 0, length })),
         }
     }

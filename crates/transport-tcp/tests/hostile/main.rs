@@ -13,3 +13,8 @@ mod push;
 mod reader;
 mod silence;
 mod stage;
+
+/// What the transport under test moves bytes by.
+fn io() -> kvferry_transport_tcp::Io {
+    kvferry_transport_tcp::Io::Epoll
+}

@@ -16,7 +16,7 @@ use kvferry_transport::{
     Admission, Dial, Endpoint, EndpointId, Event, Fault, Key, ReadWork, Role, ServeWork, Source, Start, Transport, Work,
 };
 use kvferry_transport_tcp::frame::{Frame, HEADER_BYTES, HELLO_BYTES, Outcome, Tag};
-use kvferry_transport_tcp::{Settings, TcpTransport};
+use kvferry_transport_tcp::{Io, Settings, TcpTransport};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How long anything may take on a loaded machine; a bug takes forever.
@@ -37,8 +37,11 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn new(settings: &Settings) -> Self {
+        // TLS runs over epoll, whatever the rest runs on.
+        let io = if settings.tls.is_some() { Io::Epoll } else { crate::io() };
+        let settings = Settings { io, ..settings.clone() };
         Self {
-            transport: TcpTransport::bind((LOCALHOST, 0).into(), settings).expect("bind to loopback"),
+            transport: TcpTransport::bind((LOCALHOST, 0).into(), &settings).expect("bind to loopback"),
             start: Instant::now(),
             skipped: Duration::ZERO,
             results: HashMap::new(),

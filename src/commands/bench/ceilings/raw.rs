@@ -134,7 +134,7 @@ fn pump(way: &RawWay, streams: Vec<TcpStream>, region: &Arc<Region>, sends: bool
 
 /// Goes round and round through a part of a region, a call at a time.
 struct Cursor<'a> {
-    region: &'a Region,
+    region: &'a Arc<Region>,
     first: u64,
     part: u64,
     call: u64,
