@@ -31,8 +31,8 @@ pub struct Settings {
     /// least 1 MiB; a piece is then at most what may leave in a hundredth of a second, so that no stream seems stalled.
     pub endpoint_bytes_per_second_max: Option<u64>,
     /// Bytes under one checksum and in one system call, at most. Default 512 KiB, 4 KiB to 64 MiB. A smaller piece
-    /// costs more calls, a larger one has left the second-level cache between its checksum and its copy (measured:
-    /// `examples/loopback.rs`, 256 KiB to 2 MiB).
+    /// costs more calls, a larger one has left the second-level cache between its checksum and its copy (measured over
+    /// loopback, 256 KiB to 2 MiB).
     pub piece_bytes: u32,
     /// Kernel send and receive buffer of each stream, in bytes; 0, the default, lets the kernel size them as it goes.
     /// The kernel caps it at `net.core.wmem_max` and `net.core.rmem_max` without a word.

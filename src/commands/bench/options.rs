@@ -141,7 +141,8 @@ impl Options {
                         layers: shape.layers,
                         streams,
                         depth,
-                        verify: self.verify,
+                        // A copy always looks.
+                        verify: if transport == Via::Copy { Verify::Full } else { self.verify },
                         tls: self.tls && transport == Via::Tcp,
                         spin_us,
                         rate: self.rate,
