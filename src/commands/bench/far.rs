@@ -35,6 +35,8 @@ use super::settings::{ENDPOINT, settings};
 
 /// Most works posted ahead; the transport's own limit.
 const AHEAD_MAX: u64 = 1024;
+/// How long a caller may take to say who it is.
+const GREETING_MAX: Duration = Duration::from_secs(5);
 /// How long a near end may think between two cells: it fills and checks memory of its own.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -101,8 +103,8 @@ impl Session {
     }
 
     fn run(&mut self) -> Result<()> {
-        // The first message must come soon: while it does not, nobody else is served.
-        match self.line.receive(PATIENCE).inspect_err(|error| self.refuse_quietly(error))? {
+        // While the first message does not come, nobody else is served.
+        match self.line.receive(GREETING_MAX).inspect_err(|error| self.refuse_quietly(error))? {
             Some(Ask::Hello { protocol, version }) if protocol == PROTOCOL && version == VERSION => {
                 self.line.send(&Reply::Hello { protocol: PROTOCOL, version: VERSION.to_owned() })?;
             }
