@@ -12,6 +12,7 @@ fn bad_arguments_say_what_is_right() {
         ("--blocks 0", "at least one block"),
         ("--streams 65", "1 to 64"),
         ("--depth 0", "1 to 256"),
+        ("--copy-threads 65", "1 to 64"),
         ("--duration 5", "such as 5s"),
         ("--rate 0", "above 0"),
         ("--model gpt-5", "llama-3.1-8b"),

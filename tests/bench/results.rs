@@ -61,6 +61,15 @@ fn encrypted_bytes_arrive_too() {
 }
 
 #[test]
+fn copies_may_have_several_threads() {
+    let rows = rows(&format!("{TINY} --transport copy --copy-threads 1,2 --verify off"));
+    let told: Vec<_> =
+        rows.iter().map(|row| (row["cell"]["copy_threads"].as_u64(), row["cell"]["verify"].as_str())).collect();
+    assert_eq!(told, [(Some(1), Some("full")), (Some(2), Some("full"))], "a copy always looks");
+    assert!(rows.iter().all(|row| row["verified"] == true), "{rows:?}");
+}
+
+#[test]
 fn a_model_has_its_shape() {
     let rows = rows("--model smollm2-135m --tokens 64 --tp 3 --no-ceilings --region 4M --rounds 1 --duration 5ms");
     for row in &rows {

@@ -172,6 +172,7 @@ pub(super) fn hold(cell: &Cell, rounds: &[Round], ceilings: &[RoundCeilings]) ->
 /// The names of ceilings that bound this cell; the highest counts.
 fn candidates(cell: &Cell) -> &'static [&'static str] {
     match cell.transport {
+        Via::Copy if cell.copy_threads > 1 => &["memcpy_blocks_2_cores_gbps"],
         Via::Copy => &["memcpy_blocks_gbps"],
         Via::Tcp if cell.transfer_bytes() <= LATENCY_BYTES_MAX => &["tcp_ping_pong_p50_us"],
         Via::Tcp => &["raw_tcp_gbps", "iperf3_gbps"],

@@ -11,6 +11,7 @@ use std::fmt;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
+use kvferry_transport::COPY_THREADS_MAX;
 use kvferry_transport_tcp::STREAMS_MAX;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +68,8 @@ pub(crate) struct Cell {
     pub(crate) blocks: u32,
     pub(crate) layers: u32,
     pub(crate) streams: usize,
+    /// Threads that copy; 1 over TCP.
+    pub(crate) copy_threads: usize,
     /// Transfers in flight, at most.
     pub(crate) depth: u32,
     pub(crate) verify: Verify,
@@ -110,6 +113,8 @@ impl Cell {
             self.transfer_bytes()
         );
         ensure!((1..=STREAMS_MAX).contains(&self.streams), "{} streams: 1 to {STREAMS_MAX}", self.streams);
+        let threads = self.copy_threads;
+        ensure!((1..=COPY_THREADS_MAX).contains(&threads), "{threads} threads that copy: 1 to {COPY_THREADS_MAX}");
         ensure!((1..=DEPTH_MAX).contains(&self.depth), "a depth of {}: 1 to {DEPTH_MAX}", self.depth);
         ensure!(self.spin_us <= SPIN_US_MAX, "{} us of spinning: at most {SPIN_US_MAX}", self.spin_us);
         ensure!(self.region_bytes >= self.transfer_bytes(), "the region is smaller than one transfer");
@@ -151,6 +156,7 @@ pub(super) fn example() -> Cell {
         blocks: 16,
         layers: 1,
         streams: 2,
+        copy_threads: 1,
         depth: 1,
         verify: Verify::Full,
         tls: false,

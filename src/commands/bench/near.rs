@@ -61,7 +61,8 @@ pub(super) fn round(
 fn copy(cell: &Cell, placement: Placement, arena: &mut Arena, check: bool, progress: &Progress) -> Result<Round> {
     let (source, target) = (arena.source(cell.region_bytes)?, arena.target(cell.region_bytes)?);
     let works_max = usize::try_from(cell.depth)?;
-    let transport = CopyTransport::new(CopySettings { works_max, ..CopySettings::default() });
+    let transport =
+        CopyTransport::new(CopySettings { works_max, threads: cell.copy_threads, ..CopySettings::default() });
     let driver = Driver::new(transport, CopyTransport::ENDPOINT, cell.spin_us);
     let moves = Moves::Copy { source, target: Arc::clone(&target) };
     let mut initiator = Initiator { cell, placement, driver, moves, next: 0, under_way: Vec::new() };

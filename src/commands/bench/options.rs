@@ -67,6 +67,9 @@ pub(crate) struct Options {
     /// TCP connections.
     #[arg(long, value_delimiter = ',', default_value = "2", value_name = "N,...")]
     streams: Vec<usize>,
+    /// Threads that copy, with --transport copy.
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,...")]
+    copy_threads: Vec<usize>,
     /// Transfers in flight [default: 1, and 64 with --rate].
     #[arg(long, value_delimiter = ',', value_name = "N,...")]
     depth: Vec<u32>,
@@ -132,18 +135,23 @@ impl Options {
         let mut cells = Vec::new();
         for shape in &shapes {
             for &(transport, direction) in &ways {
-                for (streams, depth, spin_us) in product(&self.streams, &depths, &self.spin_us) {
+                // A copy has threads where TCP has streams, and checks by itself.
+                let (lanes, is_copy) = match transport {
+                    Via::Copy => (&self.copy_threads, true),
+                    Via::Tcp => (&self.streams, false),
+                };
+                for (lanes, depth, spin_us) in product(lanes, &depths, &self.spin_us) {
                     cells.push(Cell {
                         transport,
                         direction,
                         block_bytes: shape.block_bytes,
                         blocks: shape.blocks,
                         layers: shape.layers,
-                        streams,
+                        streams: if is_copy { 1 } else { lanes },
+                        copy_threads: if is_copy { lanes } else { 1 },
                         depth,
-                        // A copy always looks.
-                        verify: if transport == Via::Copy { Verify::Full } else { self.verify },
-                        tls: self.tls && transport == Via::Tcp,
+                        verify: if is_copy { Verify::Full } else { self.verify },
+                        tls: self.tls && !is_copy,
                         spin_us,
                         rate: self.rate,
                         duration_ms: u64::try_from(self.duration.as_millis())?,
@@ -158,8 +166,6 @@ impl Options {
         cells.iter().try_for_each(|cell| cell.check().with_context(|| cell.to_string()))?;
         let region_bytes = self.region_bytes(&cells, available)?;
         cells.iter_mut().for_each(|cell| cell.region_bytes = region_bytes);
-        // A copy has no streams to vary.
-        cells.dedup_by(|a, b| a.transport == Via::Copy && Cell { streams: b.streams, ..a.clone() } == *b);
         Ok(cells)
     }
 
@@ -279,6 +285,7 @@ mod tests {
             ]
         );
         assert_eq!(names("--transport copy --block-size 64K --streams 1,2,4").len(), 1);
+        assert_eq!(names("--block-size 64K --copy-threads 1,2").len(), 4);
         assert_eq!(names("--transport tcp --block-size 64K --streams 1,2 --depth 1,4 --spin-us 0,50").len(), 16);
     }
 
@@ -319,6 +326,8 @@ mod tests {
             "--layers 0",
             "--streams 0",
             "--streams 100",
+            "--copy-threads 0",
+            "--copy-threads 65",
             "--depth 0",
             "--depth 100000",
             "--spin-us 99999999",

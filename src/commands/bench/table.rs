@@ -46,7 +46,7 @@ fn line(row: &Row) -> [String; HEAD.len()] {
     }
     [
         if cell.tls { format!("{cell}, TLS") } else { cell.to_string() },
-        if cell.way() == "copy" { "-".to_owned() } else { cell.streams.to_string() },
+        if cell.way() == "copy" { format!("{} threads", cell.copy_threads) } else { cell.streams.to_string() },
         cell.depth.to_string(),
         rate(summary.gbps),
         format!("{}-{}", rate(summary.gbps_min), rate(summary.gbps_max)),

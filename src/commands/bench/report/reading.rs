@@ -39,6 +39,7 @@ pub(super) struct ShownCell {
     pub(super) layers: u64,
     pub(super) model: Option<String>,
     pub(super) streams: Option<u64>,
+    pub(super) copy_threads: Option<u64>,
     pub(super) depth: Option<u64>,
     pub(super) verify: Option<String>,
     pub(super) spin_us: Option<u64>,
