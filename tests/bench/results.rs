@@ -70,6 +70,22 @@ fn copies_may_have_several_threads() {
 }
 
 #[test]
+fn the_way_to_ask_the_kernel_is_a_choice() {
+    let rows = rows(&format!("{TINY} --transport tcp --io epoll"));
+    assert!(rows.iter().all(|row| row["verified"] == true && row["cell"]["io"] == "epoll"), "{rows:?}");
+    // Container runtimes often forbid rings: then it says so instead of using something else.
+    let output = crate::process::output(&format!("{TINY} --transport tcp --io uring --json"));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() {
+        let rows = parse(&String::from_utf8(output.stdout).expect("UTF-8"));
+        assert!(rows.iter().all(|row| row["verified"] == true && row["cell"]["io"] == "uring"), "{rows:?}");
+    } else {
+        eprintln!("skipped: no ring of io_uring here: {said}");
+        assert!(said.contains("transport") || said.contains("data connections"), "{said}");
+    }
+}
+
+#[test]
 fn a_model_has_its_shape() {
     let rows = rows("--model smollm2-135m --tokens 64 --tp 3 --no-ceilings --region 4M --rounds 1 --duration 5ms");
     for row in &rows {

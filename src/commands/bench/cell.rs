@@ -56,6 +56,18 @@ pub(crate) enum Verify {
     Off,
 }
 
+/// How TCP asks the kernel to move bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Asks {
+    /// As a daemon would choose here.
+    Auto,
+    /// epoll, then one call a move.
+    Epoll,
+    /// Operations on a ring of `io_uring`; refused where the kernel has none for us.
+    Uring,
+}
+
 /// What one row of the table measures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,6 +85,8 @@ pub(crate) struct Cell {
     /// Transfers in flight, at most.
     pub(crate) depth: u32,
     pub(crate) verify: Verify,
+    /// What both ends use to move bytes over TCP.
+    pub(crate) io: Asks,
     /// Whether data connections are encrypted.
     pub(crate) tls: bool,
     /// How long both ends spin after work before they sleep.
@@ -159,6 +173,7 @@ pub(super) fn example() -> Cell {
         copy_threads: 1,
         depth: 1,
         verify: Verify::Full,
+        io: Asks::Auto,
         tls: false,
         spin_us: 0,
         rate: None,

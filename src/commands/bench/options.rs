@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use kvferry_transport_tcp::STREAMS_MAX;
 
-use super::cell::{Cell, DEPTH_MAX, Direction, Verify, Via};
+use super::cell::{Asks, Cell, DEPTH_MAX, Direction, Verify, Via};
 use super::{arena, size};
 use crate::models::Model;
 
@@ -76,6 +76,9 @@ pub(crate) struct Options {
     /// Checksums of every byte at both ends, or none, for their price.
     #[arg(long, default_value = "full")]
     verify: Verify,
+    /// What TCP uses to move bytes; auto is what a daemon would choose here.
+    #[arg(long, default_value = "auto", value_name = "NAME")]
+    io: Asks,
     /// Encrypts data connections, with a certificate made for this run.
     #[arg(long)]
     tls: bool,
@@ -151,6 +154,7 @@ impl Options {
                         copy_threads: if is_copy { lanes } else { 1 },
                         depth,
                         verify: if is_copy { Verify::Full } else { self.verify },
+                        io: if is_copy { Asks::Auto } else { self.io },
                         tls: self.tls && !is_copy,
                         spin_us,
                         rate: self.rate,
@@ -339,6 +343,7 @@ mod tests {
             "--transport rdma",
             "--direction sideways",
             "--verify maybe",
+            "--io kqueue",
             "--tp 0 --model llama-3.1-8b",
             "--connect nowhere",
             "--connect 127.0.0.1:1 --transport copy",

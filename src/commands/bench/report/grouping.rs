@@ -152,7 +152,7 @@ impl Varying {
     }
 }
 
-fn parameters(cell: &ShownCell) -> [(&'static str, String); 7] {
+fn parameters(cell: &ShownCell) -> [(&'static str, String); 8] {
     let told = |value: Option<u64>, unit: &str| value.map_or_else(String::new, |value| format!("{value} {unit}"));
     [
         ("streams", told(cell.streams, "streams")),
@@ -161,6 +161,7 @@ fn parameters(cell: &ShownCell) -> [(&'static str, String); 7] {
         ("verify", cell.verify.as_ref().map_or_else(String::new, |verify| format!("verify {verify}"))),
         ("spin", told(cell.spin_us, "us spin")),
         ("rate", cell.rate.map_or_else(|| "closed loop".to_owned(), |rate| format!("{rate}/s"))),
+        ("io", cell.io.clone().unwrap_or_default()),
         ("tls", if cell.tls { "TLS".to_owned() } else { String::new() }),
     ]
 }

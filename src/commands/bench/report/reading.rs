@@ -43,6 +43,7 @@ pub(super) struct ShownCell {
     pub(super) depth: Option<u64>,
     pub(super) verify: Option<String>,
     pub(super) spin_us: Option<u64>,
+    pub(super) io: Option<String>,
     pub(super) rate: Option<f64>,
     #[serde(default)]
     pub(super) tls: bool,
