@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) node: String,
     pub(crate) attach_directory: PathBuf,
     pub(crate) attach_uids: Vec<u32>,
+    /// The rings that engines may use; `None` where all goes over the socket.
+    pub(crate) attach_ring: Option<Ring>,
     pub(crate) peer_listen: SocketAddr,
     pub(crate) peer_data_port: u16,
     pub(crate) peer_advertise: Option<String>,
@@ -54,6 +56,15 @@ pub(crate) struct TlsFiles {
     pub(crate) authority: PathBuf,
     /// The name that every peer's certificate carries.
     pub(crate) name: String,
+}
+
+/// The two rings of one engine's process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ring {
+    /// Of each of the two: a power of two.
+    pub(crate) bytes: u32,
+    /// How long the daemon looks for the next message before it sleeps.
+    pub(crate) spin: Duration,
 }
 
 /// What the daemon refuses to exceed.
@@ -136,6 +147,7 @@ impl Config {
             peer;
         let config = Self {
             node: node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
+            attach_ring: attach.ring()?,
             attach_directory: attach.directory,
             attach_uids: attach.uids,
             peer_listen: listen,
@@ -219,6 +231,19 @@ pub(crate) fn is_host_and_port(text: &str) -> bool {
     let parts = text.rsplit_once(':');
     text.len() <= ADDRESS_LENGTH_MAX
         && parts.is_some_and(|(host, at)| !host.is_empty() && host.chars().all(|c| c.is_ascii_graphic()) && port(at))
+}
+
+impl raw::Attach {
+    fn ring(&self) -> Result<Option<Ring>> {
+        let (kib, spin) = (self.ring_kib, self.ring_spin_us);
+        ensure!(spin <= 10_000, "attach.ring_spin_us = {spin}: 0 to 10000");
+        ensure!(
+            kib == 0 || (kib.is_power_of_two() && (4..=1024).contains(&kib)),
+            "attach.ring_kib = {kib}: 0 for none, or a power of two from 4 to 1024"
+        );
+        let ring = Ring { bytes: u32::from(kib) << 10, spin: Duration::from_micros(spin) };
+        Ok((kib > 0).then_some(ring))
+    }
 }
 
 impl raw::Limits {

@@ -19,6 +19,7 @@ mod content;
 mod control;
 mod driver;
 mod far;
+mod hop;
 mod identity;
 mod measure;
 mod near;
@@ -38,6 +39,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use self::far::Listen;
+use self::hop::Hop;
 use self::options::Options;
 use self::report::Report;
 
@@ -51,6 +53,8 @@ Examples:
       One rank's KV of a 4,096-token prompt.
   kvferry bench --block-size 16K --blocks 64 --rate 2000 --duration 5s
       Open loop: 2,000 transfers a second, latency from when each was due.
+  kvferry bench hop
+      From an engine's request to the daemon's word that it is taken, over rings and over the socket.
   kvferry bench listen --address 10.0.0.2:7500        on one host
   kvferry bench --connect 10.0.0.2:7500               on the other
   kvferry bench --out rows.jsonl && kvferry bench report rows.jsonl -o report.html
@@ -70,6 +74,7 @@ pub(crate) struct Bench {
 
 #[derive(Subcommand, Debug)]
 enum Part {
+    Hop(Hop),
     Listen(Listen),
     Report(Report),
 }
@@ -77,6 +82,7 @@ enum Part {
 impl Bench {
     pub(crate) fn run(self) -> Result<()> {
         match self.part {
+            Some(Part::Hop(hop)) => hop.run(),
             Some(Part::Listen(listen)) => listen.run(),
             Some(Part::Report(report)) => report.run(),
             None => run::run(&self.options),

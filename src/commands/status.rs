@@ -69,13 +69,14 @@ fn print(status: &Status) {
         );
         for worker in &engine.workers {
             println!(
-                "    rank {}  pid {}  uid {}  {}  {} blocks  {}  fingerprint {}",
+                "    rank {}  pid {}  uid {}  {}  {} blocks  {}  by {}  fingerprint {}",
                 worker.rank,
                 worker.pid,
                 worker.uid,
                 worker.order,
                 worker.blocks,
                 mebibytes(worker.bytes),
+                worker.hop,
                 worker.fingerprint
             );
         }

@@ -20,6 +20,8 @@ pub(super) struct RawConfig {
 pub(super) struct Attach {
     pub(super) directory: PathBuf,
     pub(super) uids: Vec<u32>,
+    pub(super) ring_kib: u16,
+    pub(super) ring_spin_us: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -80,7 +82,7 @@ pub(super) struct Limits {
 
 impl Default for Attach {
     fn default() -> Self {
-        Self { directory: PathBuf::from("/run/kvferry"), uids: Vec::new() }
+        Self { directory: PathBuf::from("/run/kvferry"), uids: Vec::new(), ring_kib: 128, ring_spin_us: 0 }
     }
 }
 

@@ -4,13 +4,15 @@
 //! accept -> SO_PEERCRED allowed? -> Hello within 2 s -> SessionOpened -> frames -> SessionSaid ... EOF -> SessionClosed
 //! ```
 //!
+//! A process that asks for rings (`hop.rs`) says the rest through them, and hears it; frames are what does not fit.
+//!
 //! Limits: sessions, a frame's length, descriptors beside one frame, frames waiting to be written. Bytes that are no
 //! frame end the connection, with a Problem when it can still be said.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,16 +20,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use kvferry_client::ring::Violation;
 use kvferry_proto::v1::{self, FromDaemon, LOCAL_FRAME_MAX, ToDaemon, from_daemon, to_daemon};
 use prost::Message as _;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use tokio::io::{AsyncWriteExt as _, Interest};
-use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::command::{Command, Process, SessionId};
+use super::hop::{self, Completions, Outgoing, Submissions};
 use crate::config::Config;
 
 /// How long a connection may stay without a greeting.
@@ -97,7 +104,7 @@ pub(crate) async fn serve(
         let (config, commands, stop) = (Arc::clone(&config), commands.clone(), stop.clone());
         tokio::spawn(async move {
             tokio::select! {
-                ended = Connection::run(stream, session, &config, &commands) => if let Err(error) = ended {
+                ended = run(stream, session, &config, &commands) => if let Err(error) = ended {
                     tracing::debug!(session = session.0, "session ended: {error:#}");
                 },
                 () = stop.cancelled() => {}
@@ -109,69 +116,81 @@ pub(crate) async fn serve(
     }
 }
 
-struct Connection {
-    stream: Arc<UnixStreamReader>,
+/// The reading half, by its descriptor: descriptors arrive beside the bytes, which the runtime's reader would lose.
+pub(super) struct FrameReader {
+    stream: OwnedReadHalf,
     buffered: VecDeque<u8>,
     fds: Vec<OwnedFd>,
 }
 
-/// The reading half, by its descriptor: descriptors arrive beside the bytes, which the runtime's reader would lose.
-struct UnixStreamReader(tokio::net::unix::OwnedReadHalf);
+/// The writing half.
+pub(super) struct FrameWriter(OwnedWriteHalf);
 
-impl Connection {
-    async fn run(
-        stream: UnixStream,
-        session: SessionId,
-        config: &Config,
-        commands: &mpsc::Sender<Command>,
-    ) -> Result<()> {
-        let process = allowed(&stream, config)?;
-        let (read, write) = stream.into_split();
-        let mut connection =
-            Self { stream: Arc::new(UnixStreamReader(read)), buffered: VecDeque::new(), fds: Vec::new() };
-        let mut write = Some(write);
+/// One session, from its greeting to its end.
+async fn run(stream: UnixStream, session: SessionId, config: &Config, commands: &mpsc::Sender<Command>) -> Result<()> {
+    let process = allowed(&stream, config)?;
+    let (read, write) = stream.into_split();
+    let mut read = FrameReader { stream: read, buffered: VecDeque::new(), fds: Vec::new() };
+    let mut write = FrameWriter(write);
 
-        let greeting = tokio::time::timeout(HELLO_MAX, connection.frame()).await.context("no greeting in time")?;
-        let hello = match greeting.and_then(|(message, _)| check_hello(message)) {
-            Ok(hello) => hello,
-            Err(error) => {
-                if let Some(write) = &mut write {
-                    let problem = from_daemon::Body::Problem(v1::Problem { message: format!("{error:#}") });
-                    drop(write_frame(write, &FromDaemon { reply_to: 1, body: Some(problem) }).await);
-                }
-                return Err(error);
-            }
-        };
-        let (outbox, mut inbox) = mpsc::channel::<FromDaemon>(OUTBOX_MAX);
-        commands
-            .send(Command::SessionOpened { session, process, hello, outbox })
-            .await
-            .context("daemon is stopping")?;
-        let Some(mut write) = write else { bail!("no writing half") };
-        let writer = async {
-            while let Some(message) = inbox.recv().await {
-                tokio::time::timeout(WRITE_MAX, write_frame(&mut write, &message)).await.context("does not read")??;
-            }
-            // The hub has dropped its end.
-            Ok(())
-        };
-        let reader = async {
-            loop {
-                let (message, fds) = connection.frame().await?;
-                let body = message.body.context("an empty request")?;
-                let said = Command::SessionSaid { session, id: message.id, body, fds };
-                commands.send(said).await.context("daemon is stopping")?;
-            }
-        };
-        // Either half's end is the session's.
-        tokio::select! {
-            ended = writer => ended,
-            ended = reader => ended,
+    let greeting = tokio::time::timeout(HELLO_MAX, read.frame()).await.context("no greeting in time")?;
+    let hello = match greeting.and_then(|(message, _)| check_hello(message)) {
+        Ok(hello) => hello,
+        Err(error) => {
+            let problem = from_daemon::Body::Problem(v1::Problem { message: format!("{error:#}") });
+            let message = FromDaemon { reply_to: 1, body: Some(problem) };
+            drop(write.frame(&message.encode_to_vec(), &[]).await);
+            return Err(error);
         }
+    };
+    let engine = hello.engine_id.clone();
+    let (outbox, mut inbox) = mpsc::channel::<Outgoing>(OUTBOX_MAX);
+    commands.send(Command::SessionOpened { session, process, hello, outbox }).await.context("daemon is stopping")?;
+    let writer = async {
+        let mut completions: Option<Completions> = None;
+        while let Some(outgoing) = inbox.recv().await {
+            match (outgoing, &completions) {
+                (Outgoing::Open(offer), _) => completions = Some(offer.send(&mut write).await?),
+                (Outgoing::Message(message), Some(completions)) => completions.push(&mut write, &message).await?,
+                (Outgoing::Message(message), None) => write.frame(&message.encode_to_vec(), &[]).await?,
+            }
+        }
+        // The hub has dropped its end.
+        Ok(())
+    };
+    let reader = async {
+        let mut submissions: Option<Submissions> = None;
+        loop {
+            let (message, fds) = match &mut submissions {
+                Some(submissions) => submissions.next(&mut read).await?,
+                None => read.frame().await?,
+            };
+            let body = message.body.context("an empty request")?;
+            let said = match (body, &submissions, config.attach_ring) {
+                (to_daemon::Body::OpenRing(_), None, Some(ring)) => {
+                    let (opened, offer) = hop::open(ring.bytes, ring.spin, message.id)?;
+                    submissions = Some(opened);
+                    Command::SessionRing { session, offer }
+                }
+                (body, _, _) => Command::SessionSaid { session, id: message.id, body, fds },
+            };
+            commands.send(said).await.context("daemon is stopping")?;
+        }
+    };
+    // Either half's end is the session's.
+    let ended: Result<()> = tokio::select! {
+        ended = writer => ended,
+        ended = reader => ended,
+    };
+    if let Some(violation) = ended.as_ref().err().and_then(|error| error.downcast_ref::<Violation>()) {
+        tracing::warn!(engine, pid = process.pid, "closing an engine's session: {violation}");
     }
+    ended
+}
 
+impl FrameReader {
     /// The next frame, with the descriptors that came beside it.
-    async fn frame(&mut self) -> Result<(ToDaemon, Vec<OwnedFd>)> {
+    pub(super) async fn frame(&mut self) -> Result<(ToDaemon, Vec<OwnedFd>)> {
         loop {
             if let Some(frame) = self.take_frame()? {
                 let message = ToDaemon::decode(frame.as_slice()).context("no request")?;
@@ -181,6 +200,11 @@ impl Connection {
                 bail!("closed by the process");
             }
         }
+    }
+
+    /// Whether bytes are here that no frame has taken.
+    pub(super) fn has_more(&self) -> bool {
+        !self.buffered.is_empty()
     }
 
     fn take_frame(&mut self) -> Result<Option<Vec<u8>>> {
@@ -203,12 +227,12 @@ impl Connection {
     }
 
     /// Receives what is there, descriptors too. 0: the end.
-    async fn receive(&mut self) -> Result<usize> {
+    pub(super) async fn receive(&mut self) -> Result<usize> {
         let mut bytes = vec![0; READ_BYTES];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         loop {
-            self.stream.0.readable().await?;
-            let stream: &UnixStream = self.stream.0.as_ref();
+            self.stream.readable().await?;
+            let stream: &UnixStream = self.stream.as_ref();
             let received = stream.try_io(Interest::READABLE, || {
                 let mut ancillary = RecvAncillaryBuffer::new(&mut space);
                 let into = &mut [IoSliceMut::new(&mut bytes)];
@@ -265,9 +289,33 @@ fn check_hello(message: ToDaemon) -> Result<v1::Hello> {
     Ok(hello)
 }
 
-async fn write_frame(write: &mut OwnedWriteHalf, message: &FromDaemon) -> Result<()> {
-    let body = message.encode_to_vec();
-    let mut frame = u32::try_from(body.len())?.to_le_bytes().to_vec();
-    frame.extend_from_slice(&body);
-    write.write_all(&frame).await.context("write to the process")
+impl FrameWriter {
+    /// Writes one frame whole, with descriptors beside its first byte.
+    pub(super) async fn frame(&mut self, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+        tokio::time::timeout(WRITE_MAX, self.write(body, fds)).await.context("does not read")?
+    }
+
+    async fn write(&mut self, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let mut frame = u32::try_from(body.len())?.to_le_bytes().to_vec();
+        frame.extend_from_slice(body);
+        let mut sent = 0;
+        while sent == 0 && !fds.is_empty() {
+            self.0.writable().await?;
+            let stream: &UnixStream = self.0.as_ref();
+            let tried = stream.try_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+                let mut ancillary = SendAncillaryBuffer::new(&mut space);
+                if !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+                    return Err(io::Error::other("no room for so many descriptors"));
+                }
+                Ok(sendmsg(stream, &[IoSlice::new(&frame)], &mut ancillary, SendFlags::NOSIGNAL)?)
+            });
+            match tried {
+                Ok(count) => sent = count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("write to the process"),
+            }
+        }
+        self.0.write_all(frame.get(sent..).unwrap_or_default()).await.context("write to the process")
+    }
 }

@@ -10,6 +10,7 @@ use kvferry_transport::{EndpointId, Key};
 use tokio::sync::{mpsc, oneshot};
 use tonic::transport::Channel;
 
+use super::hop::{Offer, Outgoing};
 use super::status::Status;
 
 /// One connection on the attach socket. Never reused while the daemon lives.
@@ -29,7 +30,7 @@ pub(crate) enum Command {
         session: SessionId,
         process: Process,
         hello: v1::Hello,
-        outbox: mpsc::Sender<v1::FromDaemon>,
+        outbox: mpsc::Sender<Outgoing>,
     },
     SessionSaid {
         session: SessionId,
@@ -39,6 +40,11 @@ pub(crate) enum Command {
     },
     SessionClosed {
         session: SessionId,
+    },
+    /// It is offered rings, through which its messages travel from then on.
+    SessionRing {
+        session: SessionId,
+        offer: Offer,
     },
     /// From peers.
     OpenEndpoint {

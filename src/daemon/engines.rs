@@ -10,15 +10,25 @@ use kvferry_proto::v1::{FromDaemon, Role};
 use tokio::sync::mpsc;
 
 use super::command::{Process, SessionId};
+use super::hop::{Completions, Offer, Outgoing};
 
 /// One greeted connection.
 pub(crate) struct Session {
     pub(crate) role: Role,
     pub(crate) engine_id: String,
     pub(crate) process: Process,
-    pub(crate) outbox: mpsc::Sender<FromDaemon>,
+    pub(crate) outbox: mpsc::Sender<Outgoing>,
+    /// Its ring, once it has one.
+    pub(crate) ring: Option<Completions>,
     /// Set once it has attached as a worker.
     pub(crate) rank: Option<Rank>,
+}
+
+impl Session {
+    /// How its messages travel, for people.
+    pub(crate) const fn hop(&self) -> &'static str {
+        if self.ring.is_some() { "ring" } else { "socket" }
+    }
 }
 
 /// One worker's cache.
@@ -85,8 +95,27 @@ impl Engines {
 
     /// Sends to one session; one that does not read what it asked for loses its connection.
     pub(crate) fn tell(&mut self, session: SessionId, message: FromDaemon) {
+        let Some(open) = self.sessions.get(&session) else { return };
+        let waits = match &open.ring {
+            Some(ring) => ring.push_now(message),
+            None => Err(message),
+        };
+        if let Err(message) = waits {
+            self.queue(session, Outgoing::Message(message));
+        }
+    }
+
+    /// Its messages travel through these rings once it has been told of them.
+    pub(crate) fn open_ring(&mut self, session: SessionId, offer: Offer) {
+        if let Some(open) = self.sessions.get_mut(&session) {
+            open.ring = Some(offer.completions.clone());
+            self.queue(session, Outgoing::Open(offer));
+        }
+    }
+
+    fn queue(&mut self, session: SessionId, outgoing: Outgoing) {
         if let Some(open) = self.sessions.get(&session)
-            && let Err(mpsc::error::TrySendError::Full(_)) = open.outbox.try_send(message)
+            && let Err(mpsc::error::TrySendError::Full(_)) = open.outbox.try_send(outgoing)
         {
             tracing::warn!(
                 engine = open.engine_id,

@@ -182,11 +182,17 @@ impl Hub {
             Command::Release { ticket } => self.release(&ticket),
             Command::SessionClosed { session } => self.close_session(session).await,
             Command::SessionOpened { session, process, hello, outbox } => {
-                let welcome = v1::Welcome { daemon_epoch: self.epoch.0, version: env!("CARGO_PKG_VERSION").to_owned() };
-                let open = Session { role: hello.role(), engine_id: hello.engine_id, process, outbox, rank: None };
+                let welcome = v1::Welcome {
+                    daemon_epoch: self.epoch.0,
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    ring_bytes: self.config.attach_ring.map_or(0, |ring| ring.bytes),
+                };
+                let open =
+                    Session { role: hello.role(), engine_id: hello.engine_id, process, outbox, ring: None, rank: None };
                 self.engines.sessions.insert(session, open);
                 self.reply(session, 1, from_daemon::Body::Welcome(welcome));
             }
+            Command::SessionRing { session, offer } => self.engines.open_ring(session, offer),
             Command::SessionSaid { session, id, body, fds } => self.handle_request(session, id, body, fds).await,
             Command::Status { reply } => drop(reply.send(self.status())),
         }
@@ -204,7 +210,7 @@ impl Hub {
             (to_daemon::Body::Attach(attach), v1::Role::Worker) => self.attach(session, &attach, fds).await.map(Some),
             (to_daemon::Body::Grant(grant), v1::Role::Scheduler) => self.grant(session, grant).map(Some),
             (to_daemon::Body::Redeem(redeem), v1::Role::Worker) => {
-                self.redeem(session, redeem).await;
+                self.redeem(session, id, redeem).await;
                 Ok(None)
             }
             (to_daemon::Body::Abort(abort), v1::Role::Worker) => {
@@ -222,6 +228,9 @@ impl Hub {
                 Ok(Some(from_daemon::Body::Status(v1::StatusReply { json })))
             }
             (to_daemon::Body::Checksums(query), _) => self.checksums(&query).map(Some),
+            (to_daemon::Body::OpenRing(_), _) => {
+                Err("this daemon offers no rings, or this session has some".to_owned())
+            }
             _ => Err("this request is not for this role, or came twice".to_owned()),
         };
         match result {

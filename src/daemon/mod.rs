@@ -17,6 +17,7 @@ mod clock;
 mod command;
 mod data;
 mod engines;
+mod hop;
 mod hub;
 mod link_table;
 mod links;

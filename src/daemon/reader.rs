@@ -58,7 +58,7 @@ impl Reading {
 
 impl Hub {
     /// An engine wants the blocks of a ticket. Whatever happens, one `TransferDone` follows.
-    pub(super) async fn redeem(&mut self, session: SessionId, redeem: v1::Redeem) {
+    pub(super) async fn redeem(&mut self, session: SessionId, id: u64, redeem: v1::Redeem) {
         let failed = |failure: Failure| v1::TransferDone {
             key: redeem.key,
             failure: failure.word().to_owned(),
@@ -84,7 +84,12 @@ impl Hub {
                 // It will not get any better; what is leased for it is leased for nobody.
                 self.relinquish(&redeem.ticket);
             }
-            return self.reply(session, 0, from_daemon::Body::TransferDone(failed(failure)));
+            self.reply(session, 0, from_daemon::Body::TransferDone(failed(failure)));
+            if redeem.acknowledge {
+                let message = format!("the redeem is refused: {failure}");
+                self.reply(session, id, from_daemon::Body::Problem(v1::Problem { message }));
+            }
+            return;
         }
         let (Some((engine_epoch, rank, worker)), Ok(sealed)) = (self.engines.worker_of(session), sealed) else {
             return;
@@ -121,6 +126,9 @@ impl Hub {
         self.by_key.insert((session, redeem.key), work);
         self.deadlines.insert((deadline, work));
         self.reading.insert(work, reading);
+        if redeem.acknowledge {
+            self.reply(session, id, from_daemon::Body::Accepted(v1::Accepted {}));
+        }
         self.drive(work).await;
     }
 

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::engines::Session;
 use super::hub::Hub;
 use super::link_table::Origin;
 
@@ -40,6 +41,8 @@ pub(crate) struct WorkerStatus {
     pub(crate) blocks: u32,
     pub(crate) bytes: u64,
     pub(crate) fingerprint: String,
+    /// How its messages travel: `ring`, shared memory, or `socket`.
+    pub(crate) hop: String,
 }
 
 /// Mapped memory, also of engines that have gone while posted work still names it.
@@ -141,6 +144,7 @@ impl Hub {
                     blocks: worker.layout.block_count(),
                     bytes: worker.region.len(),
                     fingerprint: worker.fingerprint.to_string(),
+                    hop: self.engines.sessions.get(&worker.session).map_or("", Session::hop).to_owned(),
                 })
                 .collect(),
         });

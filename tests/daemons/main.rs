@@ -12,6 +12,7 @@ mod links;
 mod namespaces;
 mod ports;
 mod requests;
+mod rings;
 mod sessions;
 mod stalls;
 mod support;

@@ -3,18 +3,24 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvferry_proto::v1::{self, from_daemon, to_daemon};
 use thiserror::Error;
 
 use crate::connection::{Shared, State};
 use crate::event::Event;
-use crate::frame;
+use crate::hop::{RingSettings, Sent};
 use crate::request::{AttachSpec, Granted, Role, WantedBlocks};
+use crate::ring::Spin;
+
+/// Looks of a waiting caller between two offers of its core to others.
+const YIELD_EVERY: u32 = 16;
+/// How long a caller waits before it tries a full ring again.
+const FULL_PAUSE: Duration = Duration::from_micros(100);
 
 /// How to reach the daemon, and as whom.
 #[derive(Clone, Debug)]
@@ -57,17 +63,31 @@ impl Client {
     /// # Errors
     /// Only when no thread can be had.
     pub fn start(config: ClientConfig) -> io::Result<Self> {
-        let shared = Arc::new(Shared::new(config));
+        Self::start_with(config, RingSettings::default())
+    }
+
+    /// As [`Self::start`], and says how to use the rings that the daemon offers.
+    ///
+    /// # Errors
+    /// Only when no thread can be had.
+    pub fn start_with(config: ClientConfig, rings: RingSettings) -> io::Result<Self> {
+        let shared = Arc::new(Shared::new(config, rings));
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::Builder::new().name("kvferry-client".to_owned()).spawn(move || for_thread.run())?;
-        // 1 and 2 are the greeting's.
-        Ok(Self { shared, thread: Some(thread), next_id: AtomicU64::new(3) })
+        // 1 to 3 are the greeting's.
+        Ok(Self { shared, thread: Some(thread), next_id: AtomicU64::new(4) })
     }
 
     /// Whether the daemon would hear a call now; for a worker with a region, whether the daemon has it.
     #[must_use]
     pub fn is_connected(&self) -> bool {
         self.shared.state().stream.is_some()
+    }
+
+    /// Whether messages travel through rings in shared memory; over the socket, when the daemon offers none.
+    #[must_use]
+    pub fn is_on_ring(&self) -> bool {
+        self.shared.state().hop.is_some()
     }
 
     /// The life of the daemon that is connected.
@@ -131,24 +151,62 @@ impl Client {
         deadline_ms: u64,
         binding: &[u8],
     ) -> u64 {
-        let key = self.id();
+        let redeem = self.wanted(request_id, ticket, groups, deadline_ms, binding);
+        self.submit(redeem, None)
+    }
+
+    /// As [`Self::redeem`], and waits until the daemon has taken and checked the request, or refused it. The
+    /// event follows in either case.
+    pub fn redeem_acknowledged(
+        &self,
+        request_id: &str,
+        ticket: &str,
+        groups: &[WantedBlocks],
+        deadline_ms: u64,
+        binding: &[u8],
+    ) -> (u64, Result<(), ClientError>) {
+        let redeem = v1::Redeem { acknowledge: true, ..self.wanted(request_id, ticket, groups, deadline_ms, binding) };
+        let (caller, reply) = sync_channel(1);
+        let key = self.submit(redeem, Some(caller));
+        (key, self.reply(key, &reply).map(|_| ()))
+    }
+
+    fn wanted(
+        &self,
+        request_id: &str,
+        ticket: &str,
+        groups: &[WantedBlocks],
+        deadline_ms: u64,
+        binding: &[u8],
+    ) -> v1::Redeem {
         let wanted = |g: &WantedBlocks| v1::WantedBlocks { positions: g.positions.clone(), targets: g.targets.clone() };
-        let redeem = v1::Redeem {
-            key,
+        v1::Redeem {
+            key: self.id(),
             request_id: request_id.to_owned(),
             ticket: ticket.to_owned(),
             groups: groups.iter().map(wanted).collect(),
             deadline_ms,
             binding: binding.to_vec(),
-        };
+            acknowledge: false,
+        }
+    }
+
+    /// Sends a redeem under its key, and notes who waits for it to be accepted.
+    fn submit(&self, redeem: v1::Redeem, caller: Option<SyncSender<from_daemon::Body>>) -> u64 {
+        let key = redeem.key;
         let mut state = self.shared.state();
-        state.redeems.insert(key, request_id.to_owned());
+        state.redeems.insert(key, redeem.request_id.clone());
+        if let Some(caller) = caller.filter(|_| state.stream.is_some()) {
+            state.calls.insert(key, caller);
+        }
         if state.stream.is_none() {
             state.fail_redeem(key, "daemon_gone");
         }
         // When it is lost on the way, losing the connection answers it.
         if self.send(state, key, to_daemon::Body::Redeem(redeem)).is_err() {
-            self.shared.state().fail_redeem(key, "request");
+            let mut state = self.shared.state();
+            state.fail_redeem(key, "request");
+            state.calls.remove(&key);
         }
         key
     }
@@ -171,7 +229,9 @@ impl Client {
     /// What has happened since the last call.
     #[must_use]
     pub fn poll(&self) -> Vec<Event> {
-        self.shared.state().events.drain(..).collect()
+        let mut state = self.shared.state();
+        state.drain();
+        state.events.drain(..).collect()
     }
 
     /// The daemon's status as a JSON document.
@@ -221,7 +281,12 @@ impl Client {
             self.shared.state().calls.remove(&id);
             return Err(ClientError::Refused("the request is longer than a frame may be; ask for less".to_owned()));
         }
-        match reply.recv_timeout(self.shared.config.reply_timeout) {
+        self.reply(id, &reply)
+    }
+
+    /// Waits for the reply to a call that was sent.
+    fn reply(&self, id: u64, reply: &Receiver<from_daemon::Body>) -> Result<from_daemon::Body, ClientError> {
+        match self.wait_reply(reply) {
             Ok(from_daemon::Body::Problem(problem)) => Err(ClientError::Refused(problem.message)),
             Ok(body) => Ok(body),
             Err(RecvTimeoutError::Disconnected) => Err(self.not_connected()),
@@ -237,17 +302,82 @@ impl Client {
         }
     }
 
-    /// Sends under the lock, so that frames do not mix. A connection that cannot take it is dropped; a request that no
-    /// connection would take is not sent.
-    fn send(&self, state: MutexGuard<'_, State>, id: u64, body: to_daemon::Body) -> Result<(), TooLong> {
-        let Some(stream) = &state.stream else { return Ok(()) };
-        match frame::write(stream, &v1::ToDaemon { id, body: Some(body) }, None) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(TooLong),
-            Err(_) => Shared::drop_connection(&state),
+    /// Over a ring the caller looks for the reply itself, awake at first and then asleep on the ring's word; over the
+    /// socket the connection's thread brings it.
+    fn wait_reply(&self, reply: &Receiver<from_daemon::Body>) -> Result<from_daemon::Body, RecvTimeoutError> {
+        let deadline = Instant::now() + self.shared.config.reply_timeout;
+        let look = || match reply.try_recv() {
+            Ok(body) => Some(Ok(body)),
+            Err(TryRecvError::Disconnected) => Some(Err(RecvTimeoutError::Disconnected)),
+            Err(TryRecvError::Empty) => None,
+        };
+        let mut spin: Option<Spin> = None;
+        let mut looks = 0_u32;
+        loop {
+            let mut state = self.shared.state();
+            state.drain();
+            let now = Instant::now();
+            if let Some(found) = look() {
+                if let (Some(hop), Some(mut spin)) = (&mut state.hop, spin) {
+                    spin.found(now);
+                    hop.spin = spin;
+                }
+                return found;
+            }
+            let Some(hop) = &state.hop else {
+                drop(state);
+                return reply.recv_timeout(deadline.saturating_duration_since(now));
+            };
+            if now >= deadline {
+                return Err(RecvTimeoutError::Timeout);
+            }
+            if spin.get_or_insert(hop.spin).go_on(now) {
+                drop(state);
+                looks += 1;
+                if looks.is_multiple_of(YIELD_EVERY) {
+                    std::thread::yield_now();
+                }
+                std::hint::spin_loop();
+                continue;
+            }
+            let sleeper = hop.sleeper();
+            hop.announce();
+            // Once more, for what came before the announcement.
+            state.drain();
+            if let Some(found) = look() {
+                return found;
+            }
+            drop(state);
+            sleeper.sleep(deadline.saturating_duration_since(now));
         }
-        drop(state);
-        Ok(())
+    }
+
+    /// Sends under the lock, so that messages keep their order. A full ring is waited for. A connection that cannot take
+    /// the request is dropped; a request that no connection would take is not sent.
+    fn send<'a>(&'a self, mut state: MutexGuard<'a, State>, id: u64, body: to_daemon::Body) -> Result<(), TooLong> {
+        let message = v1::ToDaemon { id, body: Some(body) };
+        let Some(connection) = state.stream.clone() else { return Ok(()) };
+        let mut deadline = None;
+        loop {
+            match state.send(&message) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(TooLong),
+                Ok(Sent::Done) | Err(_) => return Ok(()),
+                Ok(Sent::Full) => {}
+            }
+            // The daemon may wait for room in turn.
+            state.drain();
+            if Instant::now() >= *deadline.get_or_insert_with(|| Instant::now() + self.shared.config.reply_timeout) {
+                Shared::drop_connection(&state);
+                return Ok(());
+            }
+            drop(state);
+            std::thread::sleep(FULL_PAUSE);
+            state = self.shared.state();
+            // Another connection has never heard of what this one was asked.
+            if !state.stream.as_ref().is_some_and(|stream| Arc::ptr_eq(stream, &connection)) {
+                return Ok(());
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,9 @@ use kvferry_proto::v1::{self, from_daemon, to_daemon};
 use crate::client::ClientConfig;
 use crate::event::Event;
 use crate::frame;
+use crate::hop::{Hop, RingSettings, Sent};
 use crate::request::{AttachSpec, Role};
+use crate::ring;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
@@ -25,6 +27,7 @@ const GREETING_MAX: Duration = Duration::from_secs(5);
 /// What callers and the thread share.
 pub(crate) struct Shared {
     pub(crate) config: ClientConfig,
+    pub(crate) rings: RingSettings,
     state: Mutex<State>,
     /// Wakes the thread out of its back-off, and whoever waits for a connection.
     changed: Condvar,
@@ -34,6 +37,8 @@ pub(crate) struct Shared {
 pub(crate) struct State {
     /// Open for business: greeted and, for a worker, attached.
     pub(crate) stream: Option<Arc<UnixStream>>,
+    /// The rings of that connection, if the daemon offered some.
+    pub(crate) hop: Option<Hop>,
     pub(crate) daemon_epoch: Option<u64>,
     pub(crate) attach: Option<AttachSpec>,
     pub(crate) events: VecDeque<Event>,
@@ -41,6 +46,8 @@ pub(crate) struct State {
     pub(crate) calls: HashMap<u64, SyncSender<from_daemon::Body>>,
     /// Redeems that wait for their outcome, with the request's name.
     pub(crate) redeems: HashMap<u64, String>,
+    /// Sent by nobody's call, as soon as there is room.
+    owed: VecDeque<v1::ToDaemon>,
     pub(crate) stopped: bool,
     /// Raised by `attach`, so that a connection made before it is made again.
     pub(crate) attach_again: bool,
@@ -60,6 +67,74 @@ impl State {
 }
 
 impl State {
+    /// Sends one message over what the connection has; nowhere, when there is none.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a message that no frame would take, which is not sent. After any other the connection is
+    /// dropped.
+    pub(crate) fn send(&mut self, message: &v1::ToDaemon) -> io::Result<Sent> {
+        let Some(stream) = &self.stream else { return Ok(Sent::Done) };
+        let sent = match &mut self.hop {
+            Some(hop) => hop.send(stream, message),
+            None => frame::write(stream, message, None).map(|()| Sent::Done),
+        };
+        if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::InvalidInput) {
+            Shared::drop_connection(self);
+        }
+        sent
+    }
+
+    /// Takes what the ring holds. A ring that cannot be trusted ends the connection.
+    pub(crate) fn drain(&mut self) {
+        loop {
+            match self.hop.as_mut().map(Hop::receive) {
+                Some(Ok(Some(message))) => self.handle(self.daemon_epoch.unwrap_or_default(), message),
+                Some(Err(_)) => return Shared::drop_connection(self),
+                Some(Ok(None)) | None => break,
+            }
+        }
+        while let Some(owed) = self.owed.pop_front() {
+            if let Ok(Sent::Full) = self.send(&owed) {
+                return self.owed.push_front(owed);
+            }
+        }
+    }
+
+    fn handle(&mut self, daemon_epoch: u64, message: v1::FromDaemon) {
+        let Some(body) = message.body else { return };
+        match body {
+            from_daemon::Body::TransferDone(done) => {
+                // A key that is not waited for was answered before.
+                if let Some(request_id) = self.redeems.remove(&done.key) {
+                    self.events.push_back(Event::TransferDone {
+                        key: done.key,
+                        request_id,
+                        failure: (!done.delivered).then_some(done.failure),
+                        bytes: done.bytes,
+                        micros: done.micros,
+                    });
+                }
+            }
+            from_daemon::Body::LeaseEnded(ended) => self.events.push_back(Event::LeaseEnded {
+                lease_id: ended.lease_id,
+                daemon_epoch,
+                request_id: ended.request_id,
+                reason: ended.reason,
+            }),
+            reply => match (self.calls.remove(&message.reply_to), reply) {
+                // The caller may have given up between the two; its entry was the last word.
+                (Some(caller), reply) => drop(caller.try_send(reply)),
+                // A grant that nobody waits for any more must not hold blocks that were never handed over. Should the
+                // connection be lost before it is sent, the lease is lost with it.
+                (None, from_daemon::Body::Granted(granted)) => {
+                    let relinquish = to_daemon::Body::Relinquish(v1::Relinquish { ticket: granted.ticket });
+                    self.owed.push_back(v1::ToDaemon { id: 0, body: Some(relinquish) });
+                }
+                (None, _) => {}
+            },
+        }
+    }
+
     /// Answers a redeem that no daemon will answer.
     pub(crate) fn fail_redeem(&mut self, key: u64, failure: &str) {
         if let Some(request_id) = self.redeems.remove(&key) {
@@ -70,8 +145,8 @@ impl State {
 }
 
 impl Shared {
-    pub(crate) fn new(config: ClientConfig) -> Self {
-        Self { config, state: Mutex::default(), changed: Condvar::new() }
+    pub(crate) fn new(config: ClientConfig, rings: RingSettings) -> Self {
+        Self { config, rings, state: Mutex::default(), changed: Condvar::new() }
     }
 
     /// The state. A caller that panicked left it whole: every change is a single assignment or insertion.
@@ -131,13 +206,14 @@ impl Shared {
         };
         let greeted = self.greet(&stream, attach.as_ref());
         self.state().greeting = None;
-        let daemon_epoch = greeted?;
+        let (daemon_epoch, hop) = greeted?;
         stream.set_read_timeout(None)?;
         // A worker without a region has nothing to say yet: it keeps the connection for questions only.
         {
             let mut state = self.state();
             state.daemon_epoch = Some(daemon_epoch);
             state.stream = Some(Arc::clone(&stream));
+            state.hop = hop;
             state.tell_connection(Event::Connected { daemon_epoch });
             if state.stopped || state.attach_again {
                 Self::drop_connection(&state);
@@ -145,25 +221,45 @@ impl Shared {
         }
         self.wake();
         while let Ok(message) = frame::read(&stream) {
-            self.handle(daemon_epoch, message);
+            let mut state = self.state();
+            match &mut state.hop {
+                Some(_) if matches!(message.body, Some(from_daemon::Body::Drain(_))) => {}
+                Some(hop) => hop.take_frame(message),
+                None => state.handle(daemon_epoch, message),
+            }
+            state.drain();
+            if let Some(sleeper) = state.hop.as_ref().map(Hop::sleeper) {
+                // Their replies may be among what came.
+                sleeper.wake_all();
+            }
         }
         self.lose();
         Ok(())
     }
 
-    fn greet(&self, stream: &UnixStream, attach: Option<&AttachSpec>) -> Result<u64, Ended> {
+    fn greet(&self, stream: &UnixStream, attach: Option<&AttachSpec>) -> Result<(u64, Option<Hop>), Ended> {
         let hello = v1::Hello {
             protocol: v1::PROTOCOL,
             role: v1::Role::from(self.config.role).into(),
             engine_id: self.config.engine_id.clone(),
         };
         frame::write(stream, &v1::ToDaemon { id: 1, body: Some(to_daemon::Body::Hello(hello)) }, None)?;
-        let daemon_epoch = match frame::read(stream)?.body {
-            Some(from_daemon::Body::Welcome(welcome)) => welcome.daemon_epoch,
+        let (daemon_epoch, ring_bytes) = match frame::read(stream)?.body {
+            Some(from_daemon::Body::Welcome(welcome)) => (welcome.daemon_epoch, welcome.ring_bytes),
             Some(from_daemon::Body::Problem(problem)) => return Err(Ended::Refused(problem.message)),
             _ => return Err(Ended::Lost),
         };
-        let (Role::Worker, Some(spec)) = (self.config.role, attach) else { return Ok(daemon_epoch) };
+        if let (Role::Worker, Some(spec)) = (self.config.role, attach) {
+            self.send_region(stream, daemon_epoch, spec)?;
+        }
+        // A person's one question is not worth the memory.
+        if ring_bytes == 0 || !self.rings.enabled || self.config.role == Role::Operator {
+            return Ok((daemon_epoch, None));
+        }
+        Ok((daemon_epoch, self.open_ring(stream, daemon_epoch)?))
+    }
+
+    fn send_region(&self, stream: &UnixStream, daemon_epoch: u64, spec: &AttachSpec) -> Result<(), Ended> {
         let attach = v1::Attach {
             rank: spec.rank,
             rank_count: spec.rank_count,
@@ -172,55 +268,49 @@ impl Shared {
         };
         let message = v1::ToDaemon { id: 2, body: Some(to_daemon::Body::Attach(attach)) };
         frame::write(stream, &message, Some(spec.region.as_fd()))?;
-        match frame::read(stream)?.body {
-            Some(from_daemon::Body::Attached(_)) => Ok(daemon_epoch),
-            Some(from_daemon::Body::Problem(problem)) => Err(Ended::Refused(problem.message)),
+        match self.answer(stream, daemon_epoch)? {
+            (from_daemon::Body::Attached(_), _) => Ok(()),
+            (from_daemon::Body::Problem(problem), _) => Err(Ended::Refused(problem.message)),
             _ => Err(Ended::Lost),
         }
     }
 
-    fn handle(&self, daemon_epoch: u64, message: v1::FromDaemon) {
-        let Some(body) = message.body else { return };
-        let mut state = self.state();
-        match body {
-            from_daemon::Body::TransferDone(done) => {
-                // A key that is not waited for was answered before.
-                if let Some(request_id) = state.redeems.remove(&done.key) {
-                    state.events.push_back(Event::TransferDone {
-                        key: done.key,
-                        request_id,
-                        failure: (!done.delivered).then_some(done.failure),
-                        bytes: done.bytes,
-                        micros: done.micros,
-                    });
-                }
+    /// `None`: the daemon has changed its mind, or cannot, and the socket carries everything.
+    fn open_ring(&self, stream: &UnixStream, daemon_epoch: u64) -> Result<Option<Hop>, Ended> {
+        let open = to_daemon::Body::OpenRing(v1::OpenRing {});
+        frame::write(stream, &v1::ToDaemon { id: 3, body: Some(open) }, None)?;
+        match self.answer(stream, daemon_epoch)? {
+            (from_daemon::Body::RingOpened(opened), fds) => {
+                let [memory, doorbell]: [OwnedFd; 2] = fds.try_into().map_err(|_| Ended::Lost)?;
+                // The daemon talks through it from here on, so what cannot be used ends the connection.
+                let end = ring::open(memory, opened.ring_bytes).map_err(|error| Ended::Refused(error.to_string()))?;
+                Ok(Some(Hop::new(end, doorbell, self.rings.spin)))
             }
-            from_daemon::Body::LeaseEnded(ended) => state.events.push_back(Event::LeaseEnded {
-                lease_id: ended.lease_id,
-                daemon_epoch,
-                request_id: ended.request_id,
-                reason: ended.reason,
-            }),
-            reply => match (state.calls.remove(&message.reply_to), reply) {
-                // The caller may have given up between the two; its entry was the last word.
-                (Some(caller), reply) => drop(caller.try_send(reply)),
-                // A grant that nobody waits for any more must not hold blocks that were never handed over.
-                (None, from_daemon::Body::Granted(granted)) => {
-                    let relinquish = to_daemon::Body::Relinquish(v1::Relinquish { ticket: granted.ticket });
-                    if let Some(stream) = &state.stream {
-                        // On failure the connection is lost, and the lease with it.
-                        drop(frame::write(stream, &v1::ToDaemon { id: 0, body: Some(relinquish) }, None));
-                    }
-                }
-                (None, _) => {}
-            },
+            (from_daemon::Body::Problem(_), _) => Ok(None),
+            _ => Err(Ended::Lost),
+        }
+    }
+
+    /// The answer to what was asked, past events that came before it.
+    fn answer(&self, stream: &UnixStream, daemon_epoch: u64) -> Result<(from_daemon::Body, Vec<OwnedFd>), Ended> {
+        loop {
+            let (message, fds) = frame::read_with_fds(stream)?;
+            if message.reply_to == 0 {
+                self.state().handle(daemon_epoch, message);
+                continue;
+            }
+            return message.body.map(|body| (body, fds)).ok_or(Ended::Lost);
         }
     }
 
     /// The connection is gone: whoever waits gets an answer now.
     fn lose(&self) {
         let mut state = self.state();
+        // What the daemon said before it went is true: its last words are still in the ring.
+        state.drain();
         state.stream = None;
+        state.owed.clear();
+        let sleeper = state.hop.take().map(|hop| hop.sleeper());
         state.daemon_epoch = None;
         state.calls.clear();
         for key in state.redeems.keys().copied().collect::<Vec<_>>() {
@@ -228,6 +318,9 @@ impl Shared {
         }
         state.tell_connection(Event::Disconnected);
         drop(state);
+        if let Some(sleeper) = sleeper {
+            sleeper.wake_all();
+        }
         self.wake();
     }
 }

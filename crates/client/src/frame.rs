@@ -1,13 +1,19 @@
 //! Frames of the attach socket: a little-endian u32 length and one message, file descriptors beside the first byte.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use kvferry_proto::v1::{FromDaemon, LOCAL_FRAME_MAX, ToDaemon};
 use prost::Message as _;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+
+/// Descriptors beside one frame from the daemon: a ring's memory and its doorbell.
+const FDS_MAX: usize = 2;
 
 /// Writes one frame whole, with `fd` beside its first byte.
 ///
@@ -38,7 +44,42 @@ pub(crate) fn write(mut stream: &UnixStream, message: &ToDaemon, fd: Option<Borr
 ///
 /// # Errors
 /// Of the socket; `UnexpectedEof` when the daemon closed it; `InvalidData` for what is no frame.
-pub(crate) fn read(mut stream: &UnixStream) -> io::Result<FromDaemon> {
+pub(crate) fn read(stream: &UnixStream) -> io::Result<FromDaemon> {
+    read_from(stream)
+}
+
+/// Reads one frame and the descriptors beside it.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn read_with_fds(stream: &UnixStream) -> io::Result<(FromDaemon, Vec<OwnedFd>)> {
+    let mut reader = FdReader { stream, fds: Vec::new() };
+    let message = read_from(&mut reader)?;
+    Ok((message, reader.fds))
+}
+
+/// Reads bytes, and keeps the descriptors that come beside them, which `read(2)` would lose.
+struct FdReader<'a> {
+    stream: &'a UnixStream,
+    fds: Vec<OwnedFd>,
+}
+
+impl Read for FdReader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let into = &mut [IoSliceMut::new(into)];
+        let received = recvmsg(self.stream, into, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.fds.extend(fds);
+            }
+        }
+        Ok(received.bytes)
+    }
+}
+
+fn read_from(mut stream: impl Read) -> io::Result<FromDaemon> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     let length = usize::try_from(u32::from_le_bytes(length)).map_err(io::Error::other)?;

@@ -6,6 +6,9 @@
 //! redeem:        call -> key at once ... poll -> TransferDone{key}, exactly once, also when the daemon dies
 //! ```
 //!
+//! Requests, replies and events travel through rings in shared memory where the daemon offers them ([`ring`]), else over
+//! the socket, whose closing tells either side that the other is gone.
+//!
 //! A daemon that does not answer costs an engine nothing but recompute: calls fail at once while there is no connection,
 //! and after `reply_timeout` when there is one. The region is sent again after each reconnect, so a restarted daemon
 //! serves the same engine.
@@ -17,10 +20,12 @@ mod client;
 mod connection;
 mod event;
 mod frame;
+mod hop;
 mod request;
 #[expect(unsafe_code, reason = "the rings are in memory that another process writes")]
 pub mod ring;
 
 pub use client::{Client, ClientConfig, ClientError};
 pub use event::Event;
+pub use hop::RingSettings;
 pub use request::{AttachSpec, Granted, GroupLayout, LayerSpan, Layout, Role, WantedBlocks};

@@ -36,7 +36,8 @@ struct Log(Arc<Mutex<Vec<String>>>);
 #[derive(Clone, Debug)]
 pub(crate) struct DaemonOptions {
     pub(crate) host: String,
-    /// Further lines for `[peer]` and `[limits]`.
+    /// Further lines for `[attach]`, `[peer]` and `[limits]`.
+    pub(crate) attach: String,
     pub(crate) peer: String,
     pub(crate) limits: String,
     /// The level of its log.
@@ -49,6 +50,7 @@ impl Default for DaemonOptions {
     fn default() -> Self {
         Self {
             host: "127.0.0.1".to_owned(),
+            attach: String::new(),
             peer: String::new(),
             limits: String::new(),
             log: "debug",
@@ -70,8 +72,9 @@ impl Daemon {
     pub(crate) fn start_with(options: &DaemonOptions) -> Self {
         let directory = tempfile::tempdir().expect("create a directory");
         let config = format!(
-            "node = \"test\"\n[attach]\ndirectory = {:?}\n[peer]\nlisten = \"{host}:0\"\n{}\n[admin]\nlisten = \"{host}:0\"\n[limits]\n{}\n",
+            "node = \"test\"\n[attach]\ndirectory = {:?}\n{}\n[peer]\nlisten = \"{host}:0\"\n{}\n[admin]\nlisten = \"{host}:0\"\n[limits]\n{}\n",
             directory.path(),
+            options.attach,
             options.peer,
             options.limits,
             host = options.host,

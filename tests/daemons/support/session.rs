@@ -1,14 +1,19 @@
 //! A raw connection to an attach socket: says whatever a test wants to say.
 
-use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
+use std::fs::File;
+use std::io::{ErrorKind, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use kvferry_client::ring::{self, ClientEnd};
 use kvferry_proto::v1::{self, FromDaemon, Role, ToDaemon, from_daemon, to_daemon};
 use prost::Message as _;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
 
 use super::{PATIENCE, Shape};
 
@@ -63,6 +68,25 @@ impl Session {
     pub(crate) fn ask_with(&mut self, body: to_daemon::Body, fds: &[BorrowedFd<'_>]) -> Option<from_daemon::Body> {
         self.send(body, fds);
         self.read()?.body
+    }
+
+    /// Opens the rings of this session: their memory, the doorbell, and the client's end.
+    pub(crate) fn open_ring(&mut self) -> (File, OwnedFd, ClientEnd) {
+        self.send(to_daemon::Body::OpenRing(v1::OpenRing {}), &[]);
+        let mut bytes = [0; 256];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let into = &mut [IoSliceMut::new(&mut bytes)];
+        let received = recvmsg(&self.stream, into, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("an answer");
+        let message = FromDaemon::decode(&bytes[4..received.bytes]).expect("a message");
+        let Some(from_daemon::Body::RingOpened(opened)) = message.body else { panic!("no rings: {message:?}") };
+        let fds = ancillary.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let [memory, doorbell]: [OwnedFd; 2] = fds.flatten().collect::<Vec<_>>().try_into().expect("two descriptors");
+        let end = ring::open(&memory, opened.ring_bytes).expect("map the rings");
+        (memory.into(), doorbell, end)
     }
 
     /// Sends what must be refused, and returns why it was.

@@ -208,6 +208,17 @@ impl Consumer {
         Ok(())
     }
 
+    /// Whether nothing is there to be popped.
+    ///
+    /// # Errors
+    /// When the other side's index cannot be.
+    pub fn is_empty(&mut self) -> Result<bool, Violation> {
+        if self.tail == self.head {
+            self.look()?;
+        }
+        Ok(self.tail == self.head)
+    }
+
     /// Says that this side is about to sleep. Look once more before doing so: what was published before is not
     /// announced again. A wake-up that is taken after all comes too often, never too seldom.
     pub fn announce(&self) {
