@@ -1,7 +1,7 @@
 """`make bench-peers`: KVFerry, its rivals and the machine's limits, side by side.
 
     set up (target/peers) -> rounds -> benches/results/peers.jsonl -> a section of benches/RESULTS.md
-                                                                   -> lines for `kvferry bench report`
+                                                                   -> charts: benches/results/peers.html
 
 A run of all settings and peers and at least five rounds rewrites that section; any other is a trial, whose files go to
 target/peers/trial/.
@@ -25,7 +25,7 @@ import rounds
 from cells import SETTINGS
 from limits import LIMITS
 from network import NetworkError
-from ours import KVFERRIES
+from ours import KVFERRIES, draw
 from rivals import RIVALS
 from rows import Row, read
 
@@ -117,8 +117,9 @@ def run(asked: argparse.Namespace) -> int:
     lines_for_report = folder / "peers-report.jsonl"
     report.write(lines_for_report, meta["titles"], measured)
     print(results.summary(measured))
-    print(f"\n{page.relative_to(installation.ROOT)} written after {time.monotonic() - begun:.0f} s; ", end="")
-    print(f"charts: kvferry bench report {lines_for_report.relative_to(installation.ROOT)}")
+    print(f"\n{page.relative_to(installation.ROOT)} written after {time.monotonic() - begun:.0f} s", flush=True)
+    # One page of charts with every figure beside its ceiling; the tables stand without it.
+    draw(lines_for_report, folder / "peers.html")
     return 0
 
 

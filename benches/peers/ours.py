@@ -133,6 +133,14 @@ def _address(child: subprocess.Popen[bytes]) -> str:
     raise PeerError("kvferry bench listen did not say where it listens")
 
 
+def draw(lines: Path, page: Path) -> None:
+    """Makes a page of charts out of a run's lines, and says where it is or why there is none."""
+    if not KVFERRY.exists() or lines.stat().st_size == 0:
+        print("no charts: they are drawn by kvferry, from rows with rates")
+        return
+    subprocess.run([KVFERRY, "bench", "report", lines, "--output", page], check=False)
+
+
 @cache
 def _options() -> frozenset[str]:
     """What the bench of this build can be asked; empty without one."""
