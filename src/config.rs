@@ -56,6 +56,8 @@ pub(crate) struct TlsFiles {
     pub(crate) authority: PathBuf,
     /// The name that every peer's certificate carries.
     pub(crate) name: String,
+    /// Whether data connections are encrypted too, or only control.
+    pub(crate) data: bool,
 }
 
 /// The two rings of one engine's process.
@@ -165,11 +167,12 @@ impl Config {
                 raw::Io::Epoll => Io::Epoll,
                 raw::Io::Uring => Io::Uring,
             },
-            peer_tls: tls.map(|raw::Tls { certificate, key, authority, name }| TlsFiles {
+            peer_tls: tls.map(|raw::Tls { certificate, key, authority, name, data }| TlsFiles {
                 certificate,
                 key,
                 authority,
                 name,
+                data: data.unwrap_or(true),
             }),
             admin_listen: admin.listen,
             limits: limits.check()?,
@@ -208,14 +211,20 @@ impl Config {
         Self::parse("")
     }
 
+    /// Whether data connections are encrypted, in both directions.
+    pub(crate) fn encrypts_data(&self) -> bool {
+        self.peer_tls.as_ref().is_some_and(|tls| tls.data)
+    }
+
     /// What of this config leaves the node unencrypted.
     pub(crate) fn in_the_clear(&self) -> Option<&'static str> {
-        match (&self.peer_tls, self.peer_listen.ip().is_loopback()) {
-            (_, true) => None,
-            (Some(_), false) => Some(
-                "[peer.tls] covers control; KV bytes travel on data connections that are authenticated and checked but not encrypted",
+        match &self.peer_tls {
+            _ if self.peer_listen.ip().is_loopback() => None,
+            Some(tls) if tls.data => None,
+            Some(_) => Some(
+                "peer.tls.data = false: control is encrypted, but whoever can read this network reads KV cache, and whoever can change packets forges it",
             ),
-            (None, false) => Some("control and KV bytes travel in the clear, and peers are not authenticated"),
+            None => Some("control and KV bytes travel in the clear, and peers are not authenticated"),
         }
     }
 

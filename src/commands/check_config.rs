@@ -21,7 +21,11 @@ impl CheckConfig {
         println!("{} is well-formed:", self.config.display());
         println!("  node        {}", config.node);
         println!("  engines     {}", config.socket().display());
-        let tls = if config.peer_tls.is_some() { "mutual TLS" } else { "in the clear" };
+        let tls = match &config.peer_tls {
+            Some(tls) if tls.data => "mutual TLS, for data too",
+            Some(_) => "mutual TLS, but data in the clear",
+            None => "in the clear",
+        };
         println!("  peers       {} ({tls}, {} streams a peer)", config.peer_listen, config.peer_streams);
         println!("  may call    {:?}", config.peer_allow);
         if !config.peer_known.is_empty() {

@@ -54,6 +54,7 @@ pub(super) struct Tls {
     pub(super) key: PathBuf,
     pub(super) authority: PathBuf,
     pub(super) name: String,
+    pub(super) data: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -74,3 +74,16 @@ fn networks_cover_what_they_say() {
     assert!(covers("fd00::/8", "fd12::1") && !covers("fd00::/8", "fe80::1") && covers("::/0", "::1"));
     assert!(AllowedPeer::parse("10.0.0.0/33").is_err() && AllowedPeer::parse("example.org").is_err());
 }
+
+const TLS: &str = "[peer.tls]\ncertificate = \"/c\"\nkey = \"/k\"\nauthority = \"/a\"\nname = \"n\"\n";
+
+#[test]
+fn tls_covers_data_unless_it_is_told_not_to() {
+    let of = |data: &str| Config::parse(&format!("[peer]\nlisten = \"10.0.0.1:7405\"\n{TLS}{data}")).expect("accepted");
+    assert!(of("").encrypts_data() && of("").in_the_clear().is_none());
+    assert!(of("data = true\n").encrypts_data());
+    let clear = of("data = false\n");
+    assert!(!clear.encrypts_data());
+    assert!(clear.in_the_clear().is_some_and(|warning| warning.contains("peer.tls.data")));
+    assert!(!Config::parse("").expect("defaults").encrypts_data());
+}

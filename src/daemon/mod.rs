@@ -28,6 +28,7 @@ mod reader;
 mod remembered;
 mod serving;
 pub(crate) mod status;
+mod tls;
 mod wire;
 
 use std::net::SocketAddr;
@@ -40,14 +41,14 @@ use kvferry_core::Epoch;
 use kvferry_core::ticket::TicketKey;
 use kvferry_proto::v1::peer_server::PeerServer;
 use kvferry_transport::{CopySettings, CopyTransport};
-use kvferry_transport_tcp::TcpTransport;
+use kvferry_transport_tcp::{TcpTransport, Tls};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 
 use self::clock::Clock;
 use self::hub::{Hub, HubParts};
@@ -55,7 +56,8 @@ use self::metrics::Metrics;
 use self::outbound::{Greeting, MESSAGE_BYTES_MAX, Outbound};
 use self::peer_service::PeerService;
 use self::remembered::{Remembered, recall};
-use crate::config::{Config, TlsFiles};
+use self::tls::PeerTls;
+use crate::config::Config;
 use crate::random;
 
 /// Commands that wait for the hub; senders wait when it is full.
@@ -88,16 +90,13 @@ impl Daemon {
         if let Some(warning) = config.in_the_clear() {
             tracing::warn!("{warning}");
         }
-        let (server_tls, client_tls) = match &config.peer_tls {
-            Some(files) => tls(files).map(|(server, client)| (Some(server), Some(client)))?,
-            None => (None, None),
-        };
+        let tls = PeerTls::load(config.peer_tls.as_ref())?;
         let peer_listener = TcpListener::bind(config.peer_listen)
             .await
             .with_context(|| format!("listen on peer.listen = {}", config.peer_listen))?;
         let peer = peer_listener.local_addr()?;
         let data_address = SocketAddr::new(peer.ip(), config.peer_data_port);
-        let tcp = TcpTransport::bind(data_address, &tcp_settings(&config))
+        let tcp = TcpTransport::bind(data_address, &tcp_settings(&config, tls.data))
             .with_context(|| format!("listen for data on {data_address} (peer.data_port, peer.io)"))?;
         tracing::info!("data connections by {}", tcp.choice());
         let data = tcp.local_addr()?;
@@ -137,7 +136,7 @@ impl Daemon {
             ticket_key: TicketKey(random::key()?),
             advertise,
             data_port: data.port(),
-            outbound: Outbound::new(Arc::clone(&config), client_tls, greeting, commands.downgrade()),
+            outbound: Outbound::new(Arc::clone(&config), tls.client, greeting, commands.downgrade()),
             data: data_handle,
             metrics,
             remembered: Remembered::start(remembered),
@@ -163,7 +162,7 @@ impl Daemon {
             .max_concurrent_streams(CALLS_MAX)
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)));
-        if let Some(tls) = server_tls {
+        if let Some(tls) = tls.server {
             server = server.tls_config(tls).context("use [peer.tls]")?;
         }
         // The server's own setting does not reach an incoming that is handed over; without it Nagle's algorithm
@@ -201,22 +200,14 @@ impl Daemon {
     }
 }
 
-fn tcp_settings(config: &Config) -> kvferry_transport_tcp::Settings {
+fn tcp_settings(config: &Config, tls: Option<Arc<Tls>>) -> kvferry_transport_tcp::Settings {
     // One endpoint may carry all transfers of both directions.
     kvferry_transport_tcp::Settings {
         endpoints_max: links::LINKS_MAX + serving::ENDPOINTS_MAX,
         works_max: 2 * config.limits.transfers_max,
         io: config.peer_io,
         endpoint_bytes_per_second_max: config.limits.peer_bytes_per_second_max,
+        tls,
         ..Default::default()
     }
-}
-
-fn tls(files: &TlsFiles) -> Result<(ServerTlsConfig, ClientTlsConfig)> {
-    let read = |path: &std::path::Path| std::fs::read(path).with_context(|| format!("read {}", path.display()));
-    let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
-    let authority = Certificate::from_pem(read(&files.authority)?);
-    let server = ServerTlsConfig::new().identity(identity.clone()).client_ca_root(authority.clone());
-    let client = ClientTlsConfig::new().identity(identity).ca_certificate(authority).domain_name(&files.name);
-    Ok((server, client))
 }

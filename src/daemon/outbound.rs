@@ -161,6 +161,7 @@ async fn open(
         node: config.node.clone(),
         address: greeting.address.clone(),
         daemon_epoch: greeting.epoch,
+        encrypts_data: config.encrypts_data(),
     };
     let reply = client(channel.clone()).open_endpoint(request).await.context("open an endpoint");
     let reply = reply.map_err(|error| (Failure::Unreachable, error))?.into_inner();

@@ -153,6 +153,14 @@ impl Hub {
         if !(1..=STREAMS_MAX).contains(&count) {
             return Err((Refusal::Request, format!("{count} streams: 1 to {STREAMS_MAX}")));
         }
+        if request.encrypts_data != self.config.encrypts_data() {
+            let does = |encrypts| if encrypts { "encrypts" } else { "does not encrypt" };
+            let (holder, caller) = (does(self.config.encrypts_data()), does(request.encrypts_data));
+            let message = format!(
+                "this daemon {holder} data connections, the caller {caller} them: set peer.tls.data alike on both"
+            );
+            return Err((Refusal::Request, message));
+        }
         if self.admitted.len() >= ENDPOINTS_MAX && !self.close_idle_endpoint().await {
             return Err((Refusal::Limit, format!("all {ENDPOINTS_MAX} endpoints for peers are in use")));
         }

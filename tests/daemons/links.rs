@@ -55,6 +55,7 @@ fn call(daemon: &Daemon, address: &str, epoch: u64) -> v1::OpenEndpointReply {
             node: "caller".to_owned(),
             address: address.to_owned(),
             daemon_epoch: epoch,
+            encrypts_data: false,
         };
         client.open_endpoint(request).await.expect("an answer").into_inner()
     })

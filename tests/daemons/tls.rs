@@ -1,16 +1,20 @@
 //! Mutual TLS between daemons: whoever cannot show the right certificate gets nowhere, and nobody listens in the clear
 //! beyond loopback by accident.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
 use kvferry_proto::v1;
 use kvferry_proto::v1::peer_client::PeerClient;
+use kvferry_transport::EndpointId;
+use kvferry_transport_tcp::frame::Frame;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use tempfile::TempDir;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
-use crate::support::{Daemon, DaemonOptions, StandInEngine};
+use crate::support::{Daemon, DaemonOptions, PATIENCE, StandInEngine};
 
 /// The name that every daemon's certificate carries.
 const NAME: &str = "kvferry.test";
@@ -47,16 +51,20 @@ impl Authority {
         self.directory.path().join(format!("{name}.pem"))
     }
 
-    /// A line for `[peer]`.
-    fn line(&self) -> String {
+    /// A line for `[peer]`; `more` keys in it.
+    fn line(&self, more: &str) -> String {
         let [authority, certificate, key] = ["authority", "certificate", "key"].map(|name| self.file(name));
         format!(
-            "tls = {{ authority = {authority:?}, certificate = {certificate:?}, key = {key:?}, name = \"{NAME}\" }}"
+            "tls = {{ authority = {authority:?}, certificate = {certificate:?}, key = {key:?}, name = \"{NAME}\"{more} }}"
         )
     }
 
     fn daemon(&self) -> Daemon {
-        Daemon::start_with(&DaemonOptions { peer: self.line(), ..Default::default() })
+        self.daemon_with("")
+    }
+
+    fn daemon_with(&self, more: &str) -> Daemon {
+        Daemon::start_with(&DaemonOptions { peer: self.line(more), ..Default::default() })
     }
 }
 
@@ -80,6 +88,48 @@ fn daemons_of_one_authority_hand_over_and_no_others() {
     let their_engine = StandInEngine::attach(&stranger, "P0");
     assert_eq!(hand_over(&their_engine, &ours.daemon()).as_deref(), Some("unreachable"));
     assert_eq!(hand_over(&prefill, &ours.daemon()), None);
+}
+
+#[test]
+fn blocks_arrive_as_they_left() {
+    let ours = Authority::new("ours");
+    for more in ["", ", data = false"] {
+        let (p, d) = (ours.daemon_with(more), ours.daemon_with(more));
+        let (prefill, mut decode) = (StandInEngine::large(&p, "P0"), StandInEngine::large(&d, "D0"));
+        prefill.fill(7);
+        let (from, to): (Vec<u32>, Vec<u32>) = ((1..9).collect(), (11..19).rev().collect());
+        for round in 0..3 {
+            decode.scribble(&to);
+            let ticket = prefill.grant(&format!("r{round}"), &from, 10_000).ticket;
+            let key = decode.redeem(&ticket, &to);
+            assert_eq!(decode.outcome(key), None);
+            assert_eq!(prefill.sums(&p, &from), decode.sums(&d, &to), "with {more:?}");
+        }
+    }
+}
+
+#[test]
+fn daemons_that_encrypt_data_do_not_mix_with_those_that_do_not() {
+    let ours = Authority::new("ours");
+    let (both, control) = (ours.daemon(), ours.daemon_with(", data = false"));
+    for (p, d) in [(&both, &control), (&control, &both)] {
+        assert_eq!(hand_over(&StandInEngine::attach(p, "P0"), d).as_deref(), Some("unreachable"));
+        d.wait_log("set peer.tls.data alike on both");
+    }
+}
+
+#[test]
+fn the_data_port_answers_in_tls_alone() {
+    let ours = Authority::new("ours");
+    for (more, answer) in [("", [21_u8, 3].as_slice()), (", data = false", &[])] {
+        let p = ours.daemon_with(more);
+        let mut caller = TcpStream::connect(p.data).expect("connect");
+        caller.set_read_timeout(Some(PATIENCE)).expect("set");
+        caller.write_all(&Frame::hello(EndpointId(1), 0, &[7; 32])).expect("write");
+        let mut said = Vec::new();
+        caller.read_to_end(&mut said).expect("an end");
+        assert!(said.starts_with(answer) && said.is_empty() == answer.is_empty(), "{said:?} with {more:?}");
+    }
 }
 
 #[test]
