@@ -335,14 +335,16 @@ impl TcpEndpoint {
         }
     }
 
-    fn check_stalls(&self, now: Time) -> Result<(), Fault> {
-        for (index, stream) in self.streams.iter().enumerate() {
+    fn check_stalls(&mut self, now: Time) -> Result<(), Fault> {
+        for index in 0..self.streams.len() {
+            let is_late = self.is_up() && self.stall_at(index).is_some_and(|at| at <= now);
+            let stream = &mut self.streams[index];
             // What the socket has ready was not looked at yet: that is our own delay.
             let ready = match self.side {
                 Side::Holder(_) => stream.is_writable(),
                 Side::Reader(_) => stream.is_readable(),
             };
-            if !ready && self.is_up() && self.stall_at(index).is_some_and(|at| at <= now) {
+            if is_late && !ready && !stream.look_for_any()? {
                 return Err(Fault::Stalled);
             }
         }

@@ -178,7 +178,7 @@ impl ReaderSide {
             self.use_ahead(streams, index, now, done)?;
             let stream = &mut streams[index];
             if !stream.is_readable() {
-                return Ok(());
+                return stream.gather(self.inflows[index].left());
             }
             let inflow = &mut self.inflows[index];
             let Some(slot) = inflow.slot() else {
@@ -199,7 +199,8 @@ impl ReaderSide {
             }
             part.corrupt |= inflow.end_piece() == Some(false);
         }
-        self.use_ahead(streams, index, now, done)
+        self.use_ahead(streams, index, now, done)?;
+        streams[index].gather(self.inflows[index].left())
     }
 
     /// Acts on everything that was read ahead.

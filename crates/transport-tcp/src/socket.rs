@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -42,6 +43,24 @@ pub(crate) fn adopt(stream: TcpStream) -> io::Result<TcpStream> {
     let socket = Socket::from(stream);
     tune(&socket)?;
     Ok(socket.into())
+}
+
+/// Has the kernel call a socket readable only once this many bytes are there, or its end.
+pub(crate) fn set_low_water(socket: BorrowedFd<'_>, bytes: u32) -> Result<(), Errno> {
+    let value = libc::c_int::try_from(bytes).map_err(|_| Errno::INVAL)?;
+    let length = libc::socklen_t::try_from(size_of_val(&value)).map_err(|_| Errno::INVAL)?;
+    // SAFETY: the fd is open for as long as it is borrowed; the option takes an int, which `value` is and outlives the
+    // call, and `length` is its size.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            std::ptr::from_ref(&value).cast(),
+            length,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)) }
 }
 
 fn tune(socket: &Socket) -> io::Result<()> {

@@ -18,14 +18,19 @@ use kvferry_transport::Fault;
 use rustix::event::epoll::EventFlags;
 
 use crate::frame::{Frame, HEADER_BYTES};
+use crate::socket::set_low_water;
 use crate::tls::{Channel, flow};
 use crate::token::Token;
 use crate::uring::{Direction, Message, Ring};
-use crate::wire::{Body, Moved, Wire};
+use crate::wire::{Body, Moved, Wire, fault};
 
 /// Bytes read ahead of need: some frames in one call. Piece bytes among them are copied once more, which is less than
 /// a system call costs as long as it stays this small.
 pub(crate) const AHEAD_BYTES: usize = 1024;
+
+/// In the middle of a piece, epoll tells of bytes once this many are there, or all that are left: a wake-up for each of
+/// the kernel's packets of 64 KiB costs more than the wait for four.
+const GATHER_BYTES_MAX: u64 = 256 << 10;
 
 /// What epoll is asked about every stream, once: edges, so that no call is needed to change it.
 pub(crate) const INTEREST: EventFlags =
@@ -42,6 +47,10 @@ pub(crate) struct Stream {
     readable: bool,
     /// The socket may take bytes. Cleared by a short write.
     writable: bool,
+    /// How many bytes must be there for epoll to tell of them.
+    low_water: u32,
+    /// None came for long: until some do, any will do.
+    starves: bool,
     /// The peer has ended its direction: a short read does not mean that nothing more comes.
     hangup: bool,
     /// The other end has proved itself (dialler: Welcome came; admitter: its key was good).
@@ -74,6 +83,8 @@ impl Stream {
             lanes: None,
             readable: connected,
             writable: connected,
+            low_water: 1,
+            starves: false,
             hangup: false,
             welcomed: false,
             ahead: vec![0; ahead_bytes].into_boxed_slice(),
@@ -144,6 +155,27 @@ impl Stream {
     /// Whether there may be more to receive.
     pub(crate) fn is_readable(&self) -> bool {
         self.readable || self.tls.as_ref().is_some_and(|channel| channel.may_open())
+    }
+
+    /// Nothing is there to receive and `due` bytes of a piece are sure to come: has epoll wait for many of them; for any
+    /// if none are due. Not on a ring, which waits by itself, and not under TLS, where records count.
+    pub(crate) fn gather(&mut self, due: u64) -> Result<(), Fault> {
+        let wanted = if self.starves { 1 } else { u32::try_from(due.clamp(1, GATHER_BYTES_MAX)).unwrap_or(1) };
+        if self.readable || self.hangup || wanted == self.low_water || self.tls.is_some() || self.lanes.is_some() {
+            return Ok(());
+        }
+        set_low_water(self.socket.as_fd(), wanted).map_err(fault)?;
+        self.low_water = wanted;
+        Ok(())
+    }
+
+    /// No bytes were told of for long: looks for fewer than many. False: it looked for any already.
+    pub(crate) fn look_for_any(&mut self) -> Result<bool, Fault> {
+        let gathers = self.low_water > 1;
+        self.starves = true;
+        self.gather(1)?;
+        self.readable |= gathers;
+        Ok(gathers)
     }
 
     pub(crate) const fn is_writable(&self) -> bool {
@@ -373,6 +405,7 @@ impl Stream {
         self.readable = !moved.short || (self.hangup && moved.bytes > 0);
         if moved.bytes > 0 {
             self.heard = now;
+            self.starves = false;
         }
     }
 

@@ -94,6 +94,26 @@ fn a_holder_that_stops_sending() {
     }
 }
 
+/// Few bytes are bytes, although many are waited for.
+#[test]
+fn a_holder_that_dribbles() {
+    let settings = Settings::default();
+    let mut stage = Stage::new(&settings);
+    let (plan, target) = (whole(SMALL), region(SMALL, 0));
+    let mut socket = stage.play_holder(ENDPOINT);
+    let tag = stage.read_work(&mut socket, WORK, &plan, &target);
+    let bytes = piece(WORK, tag, 0, &[0xab].repeat(10_000));
+    for drop in bytes.chunks(2000) {
+        stage.write(&mut socket, drop);
+        stage.settle();
+        stage.skip(settings.stall_max * 4 / 5);
+        stage.settle();
+    }
+    stage.write(&mut socket, &trailer(WORK, tag, &plan, Outcome::Live));
+    assert_eq!(stage.result(WORK), Ok(u64::from(SMALL)));
+    assert_eq!(content(&target), [0xab].repeat(10_000));
+}
+
 #[test]
 fn a_holder_that_is_late_but_comes() {
     let mut stage = Stage::new(&Settings::default());
