@@ -9,7 +9,7 @@ usage: benches/vllm [--rounds N] [--contenders A,B] [--daemon-priority P] | benc
 
 A run of all contenders, at least ten rounds and no priority rewrites the section and benches/results/vllm.jsonl; any
 other is a trial whose JSON lines go to target/logs/. ``--report`` writes the section again from such a file. Run by
-`make bench-vllm`, which installs and builds what this needs; about ten minutes on two cores.
+`make bench-vllm`, which installs and builds what this needs.
 
 Exit status: 0 when it was measured to the end and every answer of ours was right, also where a target was missed; 1
 when something failed; 130 on Ctrl-C. Nothing is left running in any case.
