@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kvferry_transport::COPY_THREADS_MAX;
-use kvferry_transport_tcp::Io;
+use kvferry_transport_tcp::{Congestion, Io};
 
 use raw::RawConfig;
 
@@ -43,6 +43,7 @@ pub(crate) struct Config {
     pub(crate) peer_known: Vec<String>,
     pub(crate) peer_streams: usize,
     pub(crate) peer_io: Io,
+    pub(crate) peer_congestion: Congestion,
     pub(crate) peer_tls: Option<TlsFiles>,
     pub(crate) admin_listen: SocketAddr,
     pub(crate) limits: Limits,
@@ -145,8 +146,18 @@ impl Config {
     fn parse(text: &str) -> Result<Self> {
         // The error shows the line and marks the place.
         let RawConfig { node, attach, peer, admin, limits } = toml::from_str(text)?;
-        let raw::Peer { listen, data_port, advertise, allow, known, streams, io, tls, plaintext_beyond_loopback } =
-            peer;
+        let raw::Peer {
+            listen,
+            data_port,
+            advertise,
+            allow,
+            known,
+            streams,
+            io,
+            congestion,
+            tls,
+            plaintext_beyond_loopback,
+        } = peer;
         let config = Self {
             node: node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
             attach_ring: attach.ring()?,
@@ -167,6 +178,11 @@ impl Config {
                 raw::Io::Epoll => Io::Epoll,
                 raw::Io::Uring => Io::Uring,
             },
+            peer_congestion: match congestion.as_str() {
+                "auto" => Congestion::Auto,
+                "system" => Congestion::System,
+                name => Congestion::Named(name.to_owned()),
+            },
             peer_tls: tls.map(|raw::Tls { certificate, key, authority, name, data }| TlsFiles {
                 certificate,
                 key,
@@ -179,6 +195,10 @@ impl Config {
         };
         ensure!((1..=64).contains(&config.node.len()), "node: a name of 1 to 64 bytes");
         ensure!((1..=16).contains(&config.peer_streams), "peer.streams: 1 to 16");
+        ensure!(
+            Congestion::is_name(&config.peer_congestion.to_string()),
+            "peer.congestion: auto, system, or a name out of /proc/sys/net/ipv4/tcp_available_congestion_control"
+        );
         if let Some(address) = &config.peer_advertise {
             ensure!(is_host_and_port(address), "peer.advertise: {address:?} is not host:port");
         }

@@ -34,6 +34,7 @@ pub(super) struct Peer {
     pub(super) known: Vec<String>,
     pub(super) streams: u16,
     pub(super) io: Io,
+    pub(super) congestion: String,
     pub(super) tls: Option<Tls>,
     pub(super) plaintext_beyond_loopback: Option<String>,
 }
@@ -97,6 +98,7 @@ impl Default for Peer {
             known: Vec::new(),
             streams: 2,
             io: Io::Auto,
+            congestion: "auto".to_owned(),
             tls: None,
             plaintext_beyond_loopback: None,
         }

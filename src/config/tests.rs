@@ -51,6 +51,8 @@ fn limits_have_limits() {
         ("[peer]\nstreams = 17", "peer.streams"),
         ("[peer]\nknown = [\"10.0.0.1:7405\", \"10.0.0.2\"]", "\"10.0.0.2\" is not host:port"),
         ("[peer]\nknown = [\"10.0.0.1:0\"]", "host:port"),
+        ("[peer]\ncongestion = \"\"", "peer.congestion"),
+        ("[peer]\ncongestion = \"Not One\"", "tcp_available_congestion_control"),
         ("node = \"\"", "node"),
     ] {
         assert!(refusal(text).contains(word), "{text}");

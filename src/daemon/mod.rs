@@ -97,8 +97,8 @@ impl Daemon {
         let peer = peer_listener.local_addr()?;
         let data_address = SocketAddr::new(peer.ip(), config.peer_data_port);
         let tcp = TcpTransport::bind(data_address, &tcp_settings(&config, tls.data))
-            .with_context(|| format!("listen for data on {data_address} (peer.data_port, peer.io)"))?;
-        tracing::info!("data connections by {}", tcp.choice());
+            .with_context(|| format!("listen for data on {data_address} (peer.data_port, peer.io, peer.congestion)"))?;
+        tracing::info!("data connections by {}; congestion control: {}", tcp.choice(), tcp.congestion()?);
         let data = tcp.local_addr()?;
         let admin_listener = TcpListener::bind(config.admin_listen)
             .await
@@ -205,6 +205,7 @@ fn tcp_settings(config: &Config, tls: Option<Arc<Tls>>) -> kvferry_transport_tcp
     kvferry_transport_tcp::Settings {
         endpoints_max: links::LINKS_MAX + serving::ENDPOINTS_MAX,
         works_max: 2 * config.limits.transfers_max,
+        congestion: config.peer_congestion.clone(),
         io: config.peer_io,
         endpoint_bytes_per_second_max: config.limits.peer_bytes_per_second_max,
         tls,

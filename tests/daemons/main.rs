@@ -3,6 +3,7 @@
 mod admin;
 mod churn;
 mod client;
+mod congestion;
 mod engines;
 mod footprint;
 mod handover;

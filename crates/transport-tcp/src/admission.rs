@@ -22,6 +22,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use slab::Slab;
 
 use crate::Counters;
+use crate::congestion;
 use crate::frame::{Frame, HEADER_BYTES, HELLO_BYTES};
 use crate::settings::Settings;
 use crate::socket;
@@ -88,7 +89,7 @@ struct HalfOpen {
 impl Door {
     /// Listens.
     pub(crate) fn open(epoll: BorrowedFd<'_>, address: SocketAddr, settings: &Settings) -> io::Result<Self> {
-        let listener = socket::listen(address, settings.socket_buffer_bytes)?;
+        let listener = socket::listen(address, settings)?;
         epoll::add(epoll, &listener, EventData::new_u64(Token::Door.to_u64()), EventFlags::IN | EventFlags::ET)?;
         Ok(Self {
             listener,
@@ -105,6 +106,11 @@ impl Door {
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// The congestion control that accepted connections begin with.
+    pub(crate) fn congestion(&self) -> io::Result<String> {
+        congestion::current(&self.listener)
     }
 
     /// Epoll says somebody knocks.

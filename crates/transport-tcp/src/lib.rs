@@ -20,6 +20,7 @@
 //! ties (docs/adr/0011). Frames, readers and holders are the same code on either.
 
 mod admission;
+mod congestion;
 mod counters;
 mod early;
 mod endpoint;
@@ -42,6 +43,7 @@ mod transport;
 mod uring;
 mod wire;
 
+pub use congestion::Congestion;
 pub use counters::Counters;
 pub use raw::RawStream;
 pub use settings::{Io, STREAMS_MAX, Settings};

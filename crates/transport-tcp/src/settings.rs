@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::congestion::Congestion;
 use crate::tls::Tls;
 
 /// Most streams of one endpoint.
@@ -16,6 +17,8 @@ pub struct Settings {
     /// Whether pieces carry a checksum that the reader verifies. Default true; only a benchmark that asks what
     /// verification costs turns it off, at both ends.
     pub checksums: bool,
+    /// Which congestion control the kernel runs on data connections. Default [`Congestion::Auto`].
+    pub congestion: Congestion,
     /// Connections that have not shown a valid Hello yet. More wait in the kernel's backlog. Default 64, limit 1,024.
     /// Costs about 200 bytes and a file descriptor each.
     pub half_open_max: usize,
@@ -80,6 +83,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             checksums: true,
+            congestion: Congestion::Auto,
             half_open_max: 64,
             hello_max: Duration::from_secs(2),
             io: Io::Auto,
@@ -104,6 +108,7 @@ impl Settings {
         let piece_bytes_max = rate.map_or(64 << 20, |rate| u32::try_from(rate / 100).unwrap_or(u32::MAX).min(64 << 20));
         Self {
             checksums: self.checksums,
+            congestion: self.congestion.clone(),
             half_open_max: self.half_open_max.clamp(1, 1024),
             hello_max: self.hello_max,
             io: self.io,

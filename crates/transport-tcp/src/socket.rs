@@ -1,4 +1,4 @@
-//! How sockets are made: non-blocking, without Nagle, with keepalive.
+//! How sockets are made: non-blocking, without Nagle, with keepalive and a congestion control that suits them.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,6 +8,8 @@ use std::time::Duration;
 use rustix::io::Errno;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use crate::settings::Settings;
+
 /// Connections that wait in the kernel to be accepted; the kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 1024;
 /// An idle peer that vanished is noticed after 10 s + 3 * 5 s; a busy one by the stall limit.
@@ -16,11 +18,12 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 
 /// A socket that listens.
-pub(crate) fn listen(address: SocketAddr, buffer_bytes: u32) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    // Before listening: an accepted socket inherits them, and the window scale is agreed in the handshake.
-    set_buffers(&socket, buffer_bytes)?;
+    // Before listening: an accepted socket inherits both, and the window scale is agreed in the handshake.
+    set_buffers(&socket, settings.socket_buffer_bytes)?;
+    settings.congestion.apply(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -28,9 +31,10 @@ pub(crate) fn listen(address: SocketAddr, buffer_bytes: u32) -> io::Result<TcpLi
 }
 
 /// A socket on its way to `address`. Whether it gets there shows when it becomes writable.
-pub(crate) fn dial(address: SocketAddr, buffer_bytes: u32) -> io::Result<TcpStream> {
+pub(crate) fn dial(address: SocketAddr, settings: &Settings) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    set_buffers(&socket, buffer_bytes)?;
+    set_buffers(&socket, settings.socket_buffer_bytes)?;
+    settings.congestion.apply(&socket)?;
     tune(&socket)?;
     match socket.connect(&address.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => Err(error),

@@ -55,8 +55,8 @@ impl TcpTransport {
     ///
     /// # Errors
     ///
-    /// What the operating system says to the address or to the settings' socket buffers; `Unsupported` where
-    /// [`Io::Uring`](crate::Io::Uring) was asked for and does not work, with the step that failed.
+    /// What the operating system says to the address, to the settings' socket buffers or congestion control;
+    /// `Unsupported` where [`Io::Uring`](crate::Io::Uring) was asked for and does not work, with the step that failed.
     pub fn bind(address: SocketAddr, settings: &Settings) -> io::Result<Self> {
         let settings = settings.clamped();
         let (choice, ring) = uring::choose(settings.io, settings.tls.is_some())?;
@@ -84,6 +84,15 @@ impl TcpTransport {
     /// What the operating system says.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.door.local_addr()
+    }
+
+    /// The congestion control that data connections begin with.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says.
+    pub fn congestion(&self) -> io::Result<String> {
+        self.door.congestion()
     }
 
     /// What it has counted so far.
@@ -237,7 +246,7 @@ impl Transport for TcpTransport {
 
     fn connect(&mut self, now: Time, dial: Dial) -> Result<(), Fault> {
         self.check_new(dial.endpoint, dial.keys.len())?;
-        let open = |_| socket::dial(dial.address, self.settings.socket_buffer_bytes);
+        let open = |_| socket::dial(dial.address, &self.settings);
         let sockets = dial.keys.iter().map(open).collect::<io::Result<Vec<_>>>().map_err(|error| fault(&error));
         let sockets = match sockets {
             Ok(sockets) => sockets,

@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use kvferry_transport::Key;
+use kvferry_transport_tcp::Congestion;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// How long a connection may take, and how long one may stand still.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -22,8 +24,9 @@ pub(super) const WAIT_MAX: Duration = Duration::from_secs(10);
 const STRANGERS_MAX: usize = 16;
 
 /// Far end: a free port on this address.
-pub(super) fn offer(address: IpAddr) -> Result<(TcpListener, u16)> {
+pub(super) fn offer(address: IpAddr, congestion: &Congestion) -> Result<(TcpListener, u16)> {
     let listener = TcpListener::bind((address, 0)).context("listen for plain connections")?;
+    congestion.apply(&listener)?;
     let port = listener.local_addr()?.port();
     Ok((listener, port))
 }
@@ -49,9 +52,12 @@ pub(super) fn accept(listener: &TcpListener, key: &Key, count: usize) -> Result<
 }
 
 /// Near end: `count` connections.
-pub(super) fn dial(address: SocketAddr, key: &Key, count: usize) -> Result<Vec<TcpStream>> {
+pub(super) fn dial(address: SocketAddr, key: &Key, count: usize, congestion: &Congestion) -> Result<Vec<TcpStream>> {
     let open = |_| {
-        let mut stream = TcpStream::connect_timeout(&address, WAIT_MAX).context("open a plain connection")?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        congestion.apply(&socket)?;
+        socket.connect_timeout(&address.into(), WAIT_MAX).context("open a plain connection")?;
+        let mut stream = TcpStream::from(socket);
         stream.write_all(key).context("open a plain connection")?;
         set_up(&stream)?;
         Ok(stream)
@@ -78,11 +84,11 @@ mod tests {
 
     #[test]
     fn strangers_are_let_go() {
-        let (listener, port) = offer([127, 0, 0, 1].into()).expect("listen");
+        let (listener, port) = offer([127, 0, 0, 1].into(), &Congestion::System).expect("listen");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         drop(TcpStream::connect(address).expect("one that says nothing"));
-        let wrong = dial(address, &[2; 32], 1).expect("one with another key");
-        let right = dial(address, &[1; 32], 2).expect("two with the key");
+        let wrong = dial(address, &[2; 32], 1, &Congestion::System).expect("one with another key");
+        let right = dial(address, &[1; 32], 2, &Congestion::System).expect("two with the key");
         let accepted = accept(&listener, &[1; 32], 2).expect("two");
         let peers: Vec<_> = accepted.iter().map(|stream| stream.peer_addr().expect("a peer")).collect();
         let own: Vec<_> = right.iter().map(|stream| stream.local_addr().expect("an address")).collect();

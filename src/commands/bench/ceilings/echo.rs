@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use hdrhistogram::Histogram;
 use kvferry_transport::Key;
+use kvferry_transport_tcp::Congestion;
 use rustix::io::Errno;
 use rustix::thread::futex;
 use rustix::time::Timespec;
@@ -54,7 +55,7 @@ pub(super) fn tcp(line: &mut Line, spin: Duration, time: Duration) -> Result<Rou
         other => return unexpected(&other),
     };
     let address = SocketAddr::new(line.stream().peer_addr()?.ip(), port);
-    let stream = plain::dial(address, &key, 1)?.remove(0);
+    let stream = plain::dial(address, &key, 1, &Congestion::Auto)?.remove(0);
     stream.set_nonblocking(!spin.is_zero())?;
     let round_trip = ping(&stream, spin, time)?;
     drop(stream);
@@ -67,7 +68,7 @@ pub(super) fn tcp(line: &mut Line, spin: Duration, time: Duration) -> Result<Rou
 /// Far end: what [`tcp`] asks for.
 pub(in crate::commands::bench) fn serve(spin_us: u32, key: &Key, line: &mut Line) -> Result<()> {
     ensure!(spin_us <= 1_000_000, "{spin_us} us of spinning are too many");
-    let (listener, port) = plain::offer(line.stream().local_addr()?.ip())?;
+    let (listener, port) = plain::offer(line.stream().local_addr()?.ip(), &Congestion::Auto)?;
     line.send(&Reply::Opened { port })?;
     let stream: TcpStream = plain::accept(&listener, key, 1)?.remove(0);
     stream.set_nonblocking(spin_us > 0)?;

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use kvferry_transport_tcp::Congestion;
 use serde_json::Value;
 
 use crate::commands::bench::cell::Direction;
@@ -88,7 +89,7 @@ fn parse(text: &str) -> Option<f64> {
 pub(in crate::commands::bench) fn serve(line: &mut Line, patience: Duration) -> Result<()> {
     let address = line.stream().local_addr()?.ip();
     // Free now, and most likely still when iperf3 asks for it.
-    let (listener, port) = plain::offer(address)?;
+    let (listener, port) = plain::offer(address, &Congestion::System)?;
     drop(listener);
     let (host, number) = (address.to_string(), port.to_string());
     let arguments =

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, bail, ensure};
 use kvferry_memory::Region;
 use kvferry_transport::{Fault, Key};
-use kvferry_transport_tcp::RawStream;
+use kvferry_transport_tcp::{Congestion, RawStream};
 use serde::{Deserialize, Serialize};
 
 use crate::commands::bench::arena::Arena;
@@ -38,6 +38,8 @@ pub(in crate::commands::bench) struct RawWay {
     /// Whether both ends spin instead of sleeping in the kernel.
     pub(super) spins: bool,
     pub(super) streams: usize,
+    /// Whether cubic replaces a system's BBR, as the transport does by itself; otherwise whatever the system says.
+    pub(super) unpaced: bool,
     pub(super) millis: u64,
     pub(super) region_bytes: u64,
 }
@@ -49,17 +51,24 @@ impl RawWay {
         for streams in [1, 2] {
             for spins in [false, true] {
                 for call_bytes in [256 << 10, 512 << 10, 1 << 20] {
-                    ways.push(Self { direction, call_bytes, spins, streams, millis, region_bytes });
+                    for unpaced in [false, true] {
+                        ways.push(Self { direction, call_bytes, spins, streams, unpaced, millis, region_bytes });
+                    }
                 }
             }
         }
         ways
     }
 
-    /// `raw_tcp_512K_spin_2_gbps`.
+    /// `raw_tcp_512K_spin_2_unpaced_gbps`.
     pub(super) fn name(&self) -> String {
         let wait = if self.spins { "spin" } else { "sleep" };
-        format!("raw_tcp_{}K_{wait}_{}_gbps", self.call_bytes >> 10, self.streams)
+        let congestion = if self.unpaced { "_unpaced" } else { "" };
+        format!("raw_tcp_{}K_{wait}_{}{congestion}_gbps", self.call_bytes >> 10, self.streams)
+    }
+
+    const fn congestion(&self) -> Congestion {
+        if self.unpaced { Congestion::Auto } else { Congestion::System }
     }
 
     fn check(&self) -> Result<()> {
@@ -84,7 +93,7 @@ pub(super) fn measure(way: &RawWay, line: &mut Line, arena: &mut Arena) -> Resul
         other => return unexpected(&other),
     };
     let address = SocketAddr::new(line.stream().peer_addr()?.ip(), port);
-    let streams = plain::dial(address, &key, way.streams)?;
+    let streams = plain::dial(address, &key, way.streams, &way.congestion())?;
     let own = pump(way, streams, &region, way.direction == Direction::Write)?;
     match line.hear()? {
         Reply::Moved { bytes, seconds } => {
@@ -101,7 +110,7 @@ pub(in crate::commands::bench) fn serve(way: &RawWay, key: &Key, line: &mut Line
     way.check()?;
     let sends = way.direction == Direction::Read;
     let region = if sends { arena.source(way.region_bytes)? } else { arena.target(way.region_bytes)? };
-    let (listener, port) = plain::offer(line.stream().local_addr()?.ip())?;
+    let (listener, port) = plain::offer(line.stream().local_addr()?.ip(), &way.congestion())?;
     line.send(&Reply::Opened { port })?;
     let streams = plain::accept(&listener, key, way.streams)?;
     let (bytes, seconds) = pump(way, streams, &region, sends)?;
@@ -191,7 +200,7 @@ mod tests {
         assert!(names.contains(&"raw_tcp_512K_spin_2_gbps".to_owned()), "{names:?}");
         names.sort();
         names.dedup();
-        assert_eq!(names.len(), 12);
+        assert_eq!(names.len(), 24);
         assert!(ways.iter().all(|way| way.check().is_ok()));
     }
 
