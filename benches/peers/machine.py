@@ -24,6 +24,7 @@ def facts(root: Path, command: str) -> dict[str, str]:
         "CPU": f"{os.cpu_count()} cores, {model}{_virtual(cpuinfo)}",
         "memory": f"{memory_bytes / 1e9:.1f} GB",
         "kernel": platform.release(),
+        "congestion control": _read("/proc/sys/net/ipv4/tcp_congestion_control").strip() + ", by the system's choice",
         "huge pages": _chosen("/sys/kernel/mm/transparent_hugepage/shmem_enabled") + " for shared memory",
         "autogroups": _autogroup(),
         "load average at the start": " ".join(f"{load:.2f}" for load in os.getloadavg()),
