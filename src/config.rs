@@ -27,6 +27,10 @@ const ADDRESS_LENGTH_MAX: usize = 253 + 6;
 /// the rest.
 const COPY_THREADS_DEFAULT_MAX: usize = 4;
 
+/// The lowest real-time priority: it goes before every normal thread, and other real-time threads go first.
+const REALTIME_PRIORITY_DEFAULT: u8 = 1;
+const REALTIME_PRIORITY_MAX: u64 = 99;
+
 /// What the daemon runs with.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -85,7 +89,18 @@ pub(crate) struct Limits {
     pub(crate) peer_idle_max: Duration,
     pub(crate) spin: Duration,
     pub(crate) copy_threads: usize,
+    pub(crate) realtime: Realtime,
     pub(crate) peer_bytes_per_second_max: Option<u64>,
+}
+
+/// Whether the threads that engines wait for run in the class `SCHED_RR`, and with which priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Realtime {
+    /// Where the kernel allows it: nobody asked.
+    IfAllowed(u8),
+    Never,
+    /// Or the daemon does not start.
+    Wanted(u8),
 }
 
 /// Whom this daemon may call: tickets name their holder, and anybody can write a ticket's text.
@@ -158,6 +173,7 @@ impl Config {
             tls,
             plaintext_beyond_loopback,
         } = peer;
+        let ring_spins = attach.ring_spin_us > 0;
         let config = Self {
             node: node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
             attach_ring: attach.ring()?,
@@ -191,7 +207,7 @@ impl Config {
                 data: data.unwrap_or(true),
             }),
             admin_listen: admin.listen,
-            limits: limits.check()?,
+            limits: limits.check(ring_spins)?,
         };
         ensure!((1..=64).contains(&config.node.len()), "node: a name of 1 to 64 bytes");
         ensure!((1..=16).contains(&config.peer_streams), "peer.streams: 1 to 16");
@@ -276,7 +292,30 @@ impl raw::Attach {
 }
 
 impl raw::Limits {
-    fn check(self) -> Result<Limits> {
+    /// A thread of a real-time class that spins keeps its core from the very thread that it waits for, and
+    /// `sched_yield` does not change that: it is one or the other, and who asks for spins alone gets spins.
+    fn realtime(&self, ring_spins: bool) -> Result<Realtime> {
+        let spins = ring_spins || self.spin_us > 0;
+        match self.realtime_priority {
+            None if spins => Ok(Realtime::Never),
+            None => Ok(Realtime::IfAllowed(REALTIME_PRIORITY_DEFAULT)),
+            Some(0) => Ok(Realtime::Never),
+            Some(priority) => {
+                ensure!(
+                    priority <= REALTIME_PRIORITY_MAX,
+                    "limits.realtime_priority = {priority}: 0 for none, or 1 to {REALTIME_PRIORITY_MAX}"
+                );
+                ensure!(
+                    !spins,
+                    "limits.realtime_priority = {priority} with limits.spin_us or attach.ring_spin_us: a real-time thread that spins keeps the core from the thread it waits for. Set one or the other"
+                );
+                Ok(Realtime::Wanted(u8::try_from(priority)?))
+            }
+        }
+    }
+
+    fn check(self, ring_spins: bool) -> Result<Limits> {
+        let realtime = self.realtime(ring_spins)?;
         let Self {
             sessions_max,
             transfers_max,
@@ -290,6 +329,7 @@ impl raw::Limits {
             peer_idle_s_max,
             spin_us,
             copy_threads,
+            realtime_priority: _,
             peer_bytes_per_second_max,
         } = self;
         let within = |name: &str, value: u64, low: u64, high: u64| {
@@ -324,6 +364,7 @@ impl raw::Limits {
                 Some(threads) => count("copy_threads", threads, COPY_THREADS_MAX as u64)?,
                 None => std::thread::available_parallelism().map_or(1, usize::from).min(COPY_THREADS_DEFAULT_MAX),
             },
+            realtime,
             peer_bytes_per_second_max: match peer_bytes_per_second_max {
                 0 => None,
                 rate => Some(within("peer_bytes_per_second_max", rate, 1 << 20, u64::MAX)?),

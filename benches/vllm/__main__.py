@@ -52,7 +52,7 @@ IDLE_SETTLE_S = 5.0
 IDLE_WINDOW_S = 20.0
 REST_S_MAX = 25.0
 POLL_S = 0.1
-STARTS: dict[str, Callable[[Stage, int], Contender]] = {
+STARTS: dict[str, Callable[[Stage, int | None], Contender]] = {
     "recompute": lambda stage, _: start_recompute(stage),
     "nixl": lambda stage, _: start_nixl(stage, NIXL),
     "kvferry": lambda stage, priority: start_kvferry(stage, DAEMON, priority),
@@ -60,7 +60,7 @@ STARTS: dict[str, Callable[[Stage, int], Contender]] = {
 
 
 class Benchmark:
-    def __init__(self, stage: Stage, names: Sequence[str], round_count: int, priority: int) -> None:
+    def __init__(self, stage: Stage, names: Sequence[str], round_count: int, priority: int | None) -> None:
         self._names = names
         self._round_count = round_count
         self.samples: list[samples.Sample] = []
@@ -135,10 +135,10 @@ def say(line: str, end: str = "\n", flush: bool = True) -> None:
     print(line, end=end, flush=flush)
 
 
-def measure(names: Sequence[str], round_count: int, priority: int) -> int:
+def measure(names: Sequence[str], round_count: int, priority: int | None) -> int:
     start = time.monotonic()
     started = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    is_full = list(names) == list(STARTS) and round_count >= FULL_ROUNDS and priority == 0
+    is_full = list(names) == list(STARTS) and round_count >= FULL_ROUNDS and priority is None
     with Stage("bench-vllm", LOGS) as stage:
         benchmark = Benchmark(stage, names, round_count, priority)
         benchmark.run()
@@ -179,12 +179,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=FULL_ROUNDS, help="how many rounds are counted (default: 10)")
     parser.add_argument("--contenders", default=",".join(STARTS), help=f"of {', '.join(STARTS)} (default: all)")
     parser.add_argument(
-        "--daemon-priority", type=int, default=0, help="a trial with the daemons in SCHED_RR, 1 to 99; needs root"
+        "--daemon-priority", type=int, help="a trial with this limits.realtime_priority of the daemons (default: unset)"
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the section again from a file of results")
     options = parser.parse_args(arguments)
     names = options.contenders.split(",")
-    if not 0 <= options.daemon_priority <= 99:
+    if options.daemon_priority is not None and not 0 <= options.daemon_priority <= 99:
         parser.error("--daemon-priority is 0 to 99")
     if options.rounds < 1 or not set(names) <= STARTS.keys() or len(set(names)) != len(names):
         parser.error(f"--rounds is at least 1, --contenders some of {', '.join(STARTS)}, each once")

@@ -139,18 +139,15 @@ def start_nixl(stage: Stage, packages: Path) -> Contender:
     return Contender("nixl", decode=sides[1], prefill=sides[0])
 
 
-def start_kvferry(stage: Stage, binary: Path, priority: int = 0) -> Contender:
+def start_kvferry(stage: Stage, binary: Path, priority: int | None = None) -> Contender:
     """Our connector, each engine with a daemon of its own as on two nodes, TCP between them.
 
-    A priority above 0 puts the daemons into the real-time class SCHED_RR, as `chrt --rr` would.
+    A priority is the daemons' ``limits.realtime_priority``; without one they have what they take by default.
     """
     daemons = Daemon(stage, binary, "P", "127.0.0.1"), Daemon(stage, binary, "D", "127.0.0.2")
     sides = []
     for daemon in daemons:
-        daemon.start()
-        if priority > 0:
-            for thread in os.listdir(f"/proc/{daemon.pid}/task"):
-                os.sched_setscheduler(int(thread), os.SCHED_RR, os.sched_param(priority))
+        daemon.start(realtime_priority=priority)
         connector = kvferry_connector(daemon.socket, **SETTINGS)
         sides.append(Engine(stage, _options(f"K-{daemon.name}", connector)))
     return Contender("kvferry", decode=sides[1], prefill=sides[0], daemons=daemons)

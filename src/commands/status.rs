@@ -57,6 +57,7 @@ fn print(status: &Status) {
         "node {}  kvferry {}  up {} s  peers call {}",
         status.node, status.version, status.uptime_s, status.address
     );
+    println!("threads  {}", status.scheduling);
     println!("\nengines ({})", status.engines.len());
     for engine in &status.engines {
         println!(

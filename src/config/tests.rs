@@ -42,6 +42,7 @@ fn limits_have_limits() {
         ("[limits]\ntransfers_max = 0", "transfers_max"),
         ("[limits]\ncopy_threads = 0", "copy_threads"),
         ("[limits]\ncopy_threads = 65", "copy_threads"),
+        ("[limits]\nrealtime_priority = 100", "0 for none, or 1 to 99"),
         ("[limits]\nlease_ms_max = 99999999999", "lease_ms_max"),
         ("[limits]\npeer_bytes_per_second_max = 1", "peer_bytes_per_second_max"),
         ("[limits]\nreconnect_ms_max = 600001", "reconnect_ms_max"),
@@ -65,6 +66,20 @@ fn copy_threads_follow_the_cores_unless_told() {
     assert_eq!(threads("[limits]\ncopy_threads = 7"), 7);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     assert_eq!(threads(""), cores.min(4));
+}
+
+#[test]
+fn real_time_threads_do_not_spin() {
+    let realtime = |text| Config::parse(text).expect("accepted").limits.realtime;
+    assert_eq!(realtime(""), Realtime::IfAllowed(1));
+    assert_eq!(realtime("[limits]\nrealtime_priority = 0"), Realtime::Never);
+    assert_eq!(realtime("[limits]\nrealtime_priority = 99"), Realtime::Wanted(99));
+    assert_eq!(realtime("[limits]\nspin_us = 20"), Realtime::Never);
+    assert_eq!(realtime("[attach]\nring_spin_us = 20"), Realtime::Never);
+    assert_eq!(realtime("[limits]\nspin_us = 20\nrealtime_priority = 0"), Realtime::Never);
+    for spins in ["[limits]\nspin_us = 20\n", "[attach]\nring_spin_us = 20\n[limits]\n"] {
+        assert!(refusal(&format!("{spins}realtime_priority = 1")).contains("one or the other"), "{spins}");
+    }
 }
 
 #[test]

@@ -32,6 +32,7 @@ use super::metrics::Metrics;
 use super::outbound::Outbound;
 use super::reader::Reading;
 use super::remembered::Remembered;
+use super::scheduling::Scheduling;
 use super::serving::{Admitted, Serving};
 use super::status::FinishedTransfer;
 use crate::config::Config;
@@ -63,6 +64,7 @@ pub(crate) struct Hub {
     /// Somebody came or went since `remembered` was told.
     pub(super) peers_changed: bool,
     pub(super) remembered: Remembered,
+    pub(super) scheduling: Scheduling,
     pub(super) outbound: Outbound,
     pub(super) data: DataHandle,
     pub(super) meter: Meter,
@@ -84,6 +86,7 @@ pub(crate) struct HubParts {
     pub(crate) data: DataHandle,
     pub(crate) metrics: Metrics,
     pub(crate) remembered: Remembered,
+    pub(crate) scheduling: Scheduling,
 }
 
 impl Hub {
@@ -94,8 +97,19 @@ impl Hub {
             blocks_max: limits.lease_blocks_max,
             duration_max: limits.lease_max,
         });
-        let HubParts { clock, config, epoch, ticket_key, advertise, data_port, outbound, data, metrics, remembered } =
-            parts;
+        let HubParts {
+            clock,
+            config,
+            epoch,
+            ticket_key,
+            advertise,
+            data_port,
+            outbound,
+            data,
+            metrics,
+            remembered,
+            scheduling,
+        } = parts;
         let links = LinkTable::new(LinkLimits {
             links_max: LINKS_MAX,
             retry_min: limits.reconnect_min,
@@ -120,6 +134,7 @@ impl Hub {
             admitted: HashMap::new(),
             peers_changed: false,
             remembered,
+            scheduling,
             outbound,
             data,
             meter: Meter::new(),

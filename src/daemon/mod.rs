@@ -6,7 +6,8 @@
 //! operator -- admin port ------------------+
 //! ```
 //!
-//! Control runs on one tokio thread, data on a thread of its own. Stopping: no new sessions and calls, every session
+//! Control runs on one tokio thread, data on a thread of its own; both are real-time where that is allowed
+//! ([`scheduling`]). Stopping: no new sessions and calls, every session
 //! closed (which ends leases and transfers), the hub ends when the last sender of commands is gone, the data thread
 //! when the hub is.
 
@@ -26,6 +27,7 @@ mod outbound;
 mod peer_service;
 mod reader;
 mod remembered;
+pub(crate) mod scheduling;
 mod serving;
 pub(crate) mod status;
 mod tls;
@@ -56,6 +58,7 @@ use self::metrics::Metrics;
 use self::outbound::{Greeting, MESSAGE_BYTES_MAX, Outbound};
 use self::peer_service::PeerService;
 use self::remembered::{Remembered, recall};
+use self::scheduling::Scheduling;
 use self::tls::PeerTls;
 use crate::config::Config;
 use crate::random;
@@ -83,7 +86,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     /// Binds everything, or nothing.
-    pub(crate) async fn start(config: Config) -> Result<Self> {
+    pub(crate) async fn start(config: Config, scheduling: Scheduling) -> Result<Self> {
         let config = Arc::new(config);
         let limits = config.limits;
         let clock = Clock::start();
@@ -140,6 +143,7 @@ impl Daemon {
             data: data_handle,
             metrics,
             remembered: Remembered::start(remembered),
+            scheduling,
         });
 
         let stop = CancellationToken::new();

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::engines::Session;
 use super::hub::Hub;
 use super::link_table::Origin;
+use super::scheduling::Scheduling;
 
 /// A moment of one daemon.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -15,6 +16,7 @@ pub(crate) struct Status {
     pub(crate) uptime_s: u64,
     /// Where peers call.
     pub(crate) address: String,
+    pub(crate) scheduling: Scheduling,
     pub(crate) engines: Vec<EngineStatus>,
     pub(crate) regions: RegionsStatus,
     pub(crate) leases: Vec<LeaseStatus>,
@@ -200,6 +202,7 @@ impl Hub {
             daemon_epoch: self.epoch.0,
             uptime_s: self.uptime().as_secs(),
             address: self.advertise.clone(),
+            scheduling: self.scheduling.clone(),
             engines: engines.collect(),
             regions: RegionsStatus { count: self.meter.regions(), bytes: self.meter.bytes() },
             leases: leases.collect(),

@@ -14,6 +14,7 @@ mod namespaces;
 mod ports;
 mod requests;
 mod rings;
+mod scheduling;
 mod sessions;
 mod stalls;
 mod support;

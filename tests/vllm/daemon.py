@@ -118,7 +118,7 @@ class Daemon:
         assert self._process is not None
         return self._process.cpu_s()
 
-    def start(self, *, bytes_per_second_max: int | None = None) -> None:
+    def start(self, *, bytes_per_second_max: int | None = None, realtime_priority: int | None = None) -> None:
         """Starts it and waits until it is ready. A rate holds transfers up, so that one can be caught in flight."""
         lines = [
             f'node = "{self.name}"',
@@ -129,8 +129,8 @@ class Daemon:
             "[admin]",
             f'listen = "{self._admin.host}:{self._admin.port}"',
         ]
-        if bytes_per_second_max is not None:
-            lines += ["[limits]", f"peer_bytes_per_second_max = {bytes_per_second_max}"]
+        limits = {"peer_bytes_per_second_max": bytes_per_second_max, "realtime_priority": realtime_priority}
+        lines += ["[limits]", *(f"{name} = {value}" for name, value in limits.items() if value is not None)]
         self._config.write_text("\n".join(lines) + "\n")
         command: list[str | Path] = [self._binary, "serve", "--config", self._config]
         self._process = self._stage.start(f"daemon-{self.name}", command, LOGGING)

@@ -197,6 +197,11 @@ impl Daemon {
         value.unwrap_or_else(|| panic!("no {name} in\n{text}"))
     }
 
+    /// Lines of its log so far that hold these words.
+    pub(crate) fn log_count(&self, words: &str) -> usize {
+        self.log.0.lock().expect("log").iter().filter(|line| line.contains(words)).count()
+    }
+
     /// Lines of its log so far.
     pub(crate) fn log_length(&self) -> usize {
         self.log.0.lock().expect("log").len()
