@@ -162,7 +162,7 @@ unsafe fn stream_part(
         between();
         look_again();
         // SAFETY: as above.
-        stored == unsafe { crate::sum::crc32c(0, source, length) }
+        stored == unsafe { crate::sum::crc32c(0, source, length, ptr::null()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     {

@@ -62,13 +62,15 @@ pub(crate) fn is_here() -> bool {
         && std::arch::is_x86_feature_detected!("sse4.2")
 }
 
-/// CRC-32C of `length` bytes at `source`, going on from `seed`.
+/// CRC-32C of `length` bytes at `source`, going on from `seed`. `next` is what will be summed after them, or null: its
+/// first lines are asked for at the end of these, which a sum of scattered blocks would otherwise wait for each time.
 ///
 /// # Safety
 ///
 /// [`is_here`] said yes, and `length` bytes at `source` are mapped for the whole call. Others may write them meanwhile.
+/// `next` is never read.
 #[target_feature(enable = "avx512f,avx512vl,pclmulqdq,sse4.2,vpclmulqdq")]
-pub(crate) unsafe fn crc32c(seed: u32, mut source: *const u8, mut length: usize) -> u32 {
+pub(crate) unsafe fn crc32c(seed: u32, mut source: *const u8, mut length: usize, next: *const u8) -> u32 {
     let mut crc = !seed;
     if length >= STEP {
         // SAFETY: a step of bytes is there.
@@ -78,15 +80,17 @@ pub(crate) unsafe fn crc32c(seed: u32, mut source: *const u8, mut length: usize)
         let mut left = length - STEP;
         while left >= STEP {
             // SAFETY: a step of bytes is left behind the one before.
-            let next = unsafe {
+            let step = unsafe {
                 source = source.add(STEP);
-                if left > AHEAD {
-                    prefetch(source.add(AHEAD));
-                }
                 load(source)
             };
-            for (sum, next) in sums.iter_mut().zip(next) {
-                *sum = moved(*sum, onwards, next);
+            if left > AHEAD {
+                prefetch(source.wrapping_add(AHEAD));
+            } else if !next.is_null() {
+                prefetch(next.wrapping_add(AHEAD - left));
+            }
+            for (sum, step) in sums.iter_mut().zip(step) {
+                *sum = moved(*sum, onwards, step);
             }
             left -= STEP;
         }

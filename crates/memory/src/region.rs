@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
+use kvferry_core::plan::Slice;
 use rustix::fs::{FileType, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -142,7 +143,26 @@ impl Region {
         let range = self.io_slice(offset, length)?;
         // SAFETY: the range is inside the live mapping, which `self` keeps for the length of this call. Another process
         // or thread may write it meanwhile: then the sum is one of mixed bytes, see `copy_from`.
-        Ok(unsafe { sum::crc32c(seed, range.pointer, range.length) })
+        Ok(unsafe { sum::crc32c(seed, range.pointer, range.length, ptr::null()) })
+    }
+
+    /// CRC-32C of ranges in their order, going on from `seed`: the same number as [`crc32c`](Self::crc32c) of one after the
+    /// other, and faster where they are scattered and not in the cache.
+    ///
+    /// # Errors
+    ///
+    /// If a range is not inside the region.
+    pub fn crc32c_of(&self, seed: u32, slices: &[Slice]) -> Result<u32, OutOfBounds> {
+        let mut sum = seed;
+        for (index, slice) in slices.iter().enumerate() {
+            let range = self.io_slice(slice.offset, slice.length)?;
+            let next = slices.get(index + 1).map(|next| self.io_slice(next.offset, next.length)).transpose()?;
+            let next = next.map_or(ptr::null(), |next| next.pointer.cast_const());
+            // SAFETY: the range is inside the live mapping, which `self` keeps for the length of this call. Another
+            // process or thread may write it meanwhile: then the sum is one of mixed bytes, see `copy_from`.
+            sum = unsafe { sum::crc32c(sum, range.pointer, range.length, next) };
+        }
+        Ok(sum)
     }
 
     /// A range by address, for `iovec`s. Valid while this region lives.

@@ -5,6 +5,7 @@ use std::io::{Seek, SeekFrom, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use kvferry_core::plan::Slice;
 use kvferry_memory::{CreateError, MapError, Meter, REGION_BYTES_MAX, Region, create};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 
@@ -221,6 +222,26 @@ fn checksums_are_crc32c_and_can_be_continued() {
     assert_eq!(region.crc32c(0, 10, 9), Ok(0xe306_9283));
     let first = region.crc32c(0, 10, 4).expect("inside");
     assert_eq!(region.crc32c(first, 14, 5), Ok(0xe306_9283));
+}
+
+#[test]
+fn a_list_of_ranges_has_the_sum_of_one_after_the_other() {
+    let region = mapped(64 * KIB);
+    let bytes: Vec<u8> = (0..64 * KIB).map(|place| (place * 31 % 251).to_le_bytes()[0]).collect();
+    region.write(0, &bytes).expect("inside");
+    let slice = |offset, length| Slice { offset, length };
+    // Backwards, overlapping, shorter and longer than what is asked for ahead, empty, and up to the very end.
+    let slices =
+        [slice(40_000, 9_000), slice(0, 1), slice(100, 300), slice(50, 2_048), slice(7, 0), slice(60_000, 5_536)];
+    for first in 0..slices.len() {
+        let one_by_one = |sum, slice: &Slice| region.crc32c(sum, slice.offset, slice.length);
+        let wanted = slices[first..].iter().try_fold(99, one_by_one);
+        assert_eq!(region.crc32c_of(99, &slices[first..]), wanted, "from slice {first}");
+    }
+    assert_eq!(region.crc32c_of(5, &[]), Ok(5));
+    let outside = slice(64 * KIB - 10, 11);
+    assert!(region.crc32c_of(0, &[outside]).is_err(), "alone");
+    assert!(region.crc32c_of(0, &[slice(0, 10), outside]).is_err(), "behind another");
 }
 
 #[test]

@@ -102,8 +102,7 @@ impl Outflow {
 
     /// The checksum of the piece just loaded; leaves its bytes in the cache, where the send finds them.
     pub(crate) fn sum(&self, source: &Region) -> Result<u32, Fault> {
-        let add = |sum, slice: &Slice| source.crc32c(sum, slice.offset, slice.length);
-        self.slices.iter().try_fold(0, add).map_err(|_| Fault::OutOfBounds)
+        source.crc32c_of(0, &self.slices).map_err(|_| Fault::OutOfBounds)
     }
 
     /// Whether the copies have room for one more part.
