@@ -273,7 +273,7 @@ impl HolderSide {
         done: &mut Vec<Completion>,
     ) -> Result<(), Fault> {
         for _ in 0..calls {
-            self.close_parts(streams, index, now, done);
+            let has_closed = self.close_parts(streams, index, now, done);
             if !streams[index].is_writable() {
                 return Ok(());
             }
@@ -286,6 +286,10 @@ impl HolderSide {
             }
             let outflow = &mut self.outflows[index];
             if outflow.piece.is_none() && !streams[index].has_output() {
+                return Ok(());
+            }
+            // The Offer of a small push goes with its bytes, one turn later; nothing waits for a second turn.
+            if outflow.piece.is_none() && !has_closed && outflow.has_copies() {
                 return Ok(());
             }
             let source = outflow.piece.as_ref().and_then(|piece| piece.slot).map(|slot| &self.serves[slot].source);
@@ -369,9 +373,11 @@ impl HolderSide {
         self.outflows[index].enqueue(slot, part, self.turn);
     }
 
-    /// Queues the trailers of the parts whose last byte left in an earlier turn.
-    fn close_parts(&mut self, streams: &mut [Stream], index: usize, now: Time, done: &mut Vec<Completion>) {
+    /// Queues the trailers of the parts whose last byte left in an earlier turn. Whether there were any.
+    fn close_parts(&mut self, streams: &mut [Stream], index: usize, now: Time, done: &mut Vec<Completion>) -> bool {
+        let mut has_closed = false;
         while let Some(closing) = self.outflows[index].closing.pop_front_if(|closing| closing.turn < self.turn) {
+            has_closed = true;
             let slot = closing.slot;
             // The bytes were read before this, on whatever processor: the gate must not be looked at any earlier.
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
@@ -392,6 +398,7 @@ impl HolderSide {
                 self.complete(slot, done);
             }
         }
+        has_closed
     }
 
     fn complete(&mut self, slot: usize, done: &mut Vec<Completion>) {

@@ -113,6 +113,11 @@ impl Outflow {
         self.copies.len() < COPIED_BYTES_MAX
     }
 
+    /// Whether copies wait for their next turn.
+    pub(crate) fn has_copies(&self) -> bool {
+        self.closing.back().is_some_and(|closing| closing.copied.is_some())
+    }
+
     /// Copies the rest of a part behind room for its header: where, and its checksum if one is asked for.
     pub(crate) fn copy(
         &mut self,
