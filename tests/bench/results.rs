@@ -73,6 +73,9 @@ fn copies_may_have_several_threads() {
 fn the_way_to_ask_the_kernel_is_a_choice() {
     let rows = rows(&format!("{TINY} --transport tcp --io epoll"));
     assert!(rows.iter().all(|row| row["verified"] == true && row["cell"]["io"] == "epoll"), "{rows:?}");
+    // What was chosen is told, also where the choice was left to it.
+    let by = |row: &Value| row["moved_by"].as_str().expect("who moved it").to_owned();
+    assert!(rows.iter().all(|row| by(row).starts_with("epoll, ") && !by(row).contains("bbr")), "{rows:?}");
     // Container runtimes often forbid rings: then it says so instead of using something else.
     let output = crate::process::output(&format!("{TINY} --transport tcp --io uring --json"));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

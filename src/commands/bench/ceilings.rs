@@ -198,6 +198,7 @@ mod tests {
             latencies,
             cpu_s: 0.0,
             calls: Calls::default(),
+            moved_by: String::new(),
             checked_bytes: 1,
         }
     }

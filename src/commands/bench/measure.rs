@@ -33,6 +33,8 @@ pub(super) struct Round {
     pub(super) cpu_s: f64,
     /// Of both ends' transports and threads.
     pub(super) calls: Calls,
+    /// What the transport chose: what moves bytes, and the congestion control; empty of a copy.
+    pub(super) moved_by: String,
     /// Bytes compared with what they must be.
     pub(super) checked_bytes: u64,
 }
@@ -112,6 +114,9 @@ pub(crate) struct Summary {
     pub(crate) receives_per_mib: f64,
     pub(crate) sleeps_per_mib: f64,
     pub(crate) transfers: u64,
+    /// What the near end's transport chose.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) moved_by: String,
     #[serde(default)]
     pub(crate) unstarted: u64,
     /// Every byte that the last round wrote was compared with what it must be.
@@ -145,6 +150,7 @@ impl Summary {
             receives_per_mib: per_mib(calls.receives),
             sleeps_per_mib: per_mib(calls.sleeps),
             transfers: rounds.iter().map(|round| round.transfers).sum(),
+            moved_by: rounds.last().map(|round| round.moved_by.clone()).unwrap_or_default(),
             unstarted: rounds.iter().map(|round| round.unstarted).sum(),
             verified: rounds.iter().any(|round| round.checked_bytes > 0),
         })
@@ -177,7 +183,17 @@ mod tests {
         latencies_us.for_each(|micros| latencies.record(micros * 1000).expect("in range"));
         let transfers = latencies.len();
         let calls = Calls { sends: bytes >> 19, receives: bytes >> 18, sleeps: 0 };
-        Round { bytes, seconds: 2.0, transfers, unstarted: 0, latencies, cpu_s: 1.5, calls, checked_bytes: 0 }
+        Round {
+            bytes,
+            seconds: 2.0,
+            transfers,
+            unstarted: 0,
+            latencies,
+            cpu_s: 1.5,
+            calls,
+            moved_by: String::new(),
+            checked_bytes: 0,
+        }
     }
 
     #[test]

@@ -98,6 +98,7 @@ fn tcp(
     let address = SocketAddr::new(line.stream().peer_addr()?.ip(), port);
     let own = SocketAddr::new(line.stream().local_addr()?.ip(), 0);
     let transport = TcpTransport::bind(own, &settings).context("set up the transport")?;
+    let moved_by = format!("{}, {}", transport.choice().io, transport.congestion()?);
     let mut driver = Driver::new(transport, ENDPOINT, cell.spin_us);
     let (now, deadline) = (driver.now(), driver.connect_deadline());
     driver.transport.connect(now, Dial { endpoint: ENDPOINT, role, address, keys, deadline })?;
@@ -112,6 +113,7 @@ fn tcp(
     let first = initiator.next;
     let calls_at_start = Calls::of(&initiator.driver);
     let mut round = initiator.timed(progress)?;
+    round.moved_by = moved_by;
     round.calls = Calls::of(&initiator.driver).since(calls_at_start);
     let asked = check.then_some((first, initiator.next));
     match line.ask(&Ask::Stop { check: asked })? {
@@ -191,6 +193,7 @@ impl<T: Transport> Initiator<'_, T> {
             latencies,
             cpu_s: cpu_s() - cpu_at_start,
             calls: Calls::default(),
+            moved_by: String::new(),
             checked_bytes: 0,
         })
     }

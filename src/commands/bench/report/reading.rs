@@ -107,6 +107,7 @@ mod tests {
             latencies,
             cpu_s: 1.0,
             calls: Calls::default(),
+            moved_by: String::new(),
             checked_bytes: 1,
         };
         let summary = Summary::of(&[round]).expect("a round");
