@@ -117,6 +117,7 @@ mod tests {
             receives_per_mib: 0.0,
             sleeps_per_mib: 0.0,
             transfers: 7,
+            moved_by: String::new(),
             unstarted: 2,
             verified: true,
         };
