@@ -2,9 +2,14 @@
 //!
 //! ```text
 //! here: engine --redeem--> daemon (child process): taken, checked, in its tables --Accepted--> here
-//! over rings, over the socket; awake: one request after another; asleep: after a pause that lets everybody sleep
-//! beside: ping-pong over a Unix socket, and waking a thread that sleeps on a futex
+//! over rings, over the socket
+//!   awake: one request after another; apart: 20 us after the last outcome, spent computing; asleep: after 2 ms of sleep
+//! beside: ping-pong over a Unix socket, and waking a thread that sleeps on a futex, or on an eventfd in an epoll
 //! ```
+//!
+//! Like for like: "asleep" over a ring has one wake-up, the daemon's, by eventfd. The caller looks for the answer, since
+//! that has paid off before, as the caller of the rows "wake a thread" does; these have one wake-up, too, and no work.
+//! Both ways asleep, with two wake-ups, is what the ping-pong over a socket shows.
 //!
 //! The redeem is a real one and fully checked. Its lease has ended, so that no bytes move and nothing but the hop is
 //! measured. Nobody is pinned to a core. Where cores are short everything here is slower, the ratios less so.
@@ -23,12 +28,15 @@ use kvferry_client::{
 use serde::Serialize;
 
 use self::daemon::ChildDaemon;
+use self::limits::{Bed, Sleeper};
 use super::measure;
 
 /// What the daemon gets to answer, at most.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long everybody is left alone before a request that is to find them asleep.
 const PAUSE: Duration = Duration::from_millis(2);
+/// Between an outcome and the next request of an engine that is busy meanwhile.
+const APART: Duration = Duration::from_micros(20);
 /// Requests before those that count.
 const WARM_UP: u32 = 200;
 const BLOCKS: u32 = 16;
@@ -36,7 +44,7 @@ const BLOCKS: u32 = 16;
 /// Measures the local hop: submit to accept over rings and socket, beside a socket's ping-pong and a futex wake.
 #[derive(Args, Debug)]
 pub(super) struct Hop {
-    /// Requests that follow each other at once.
+    /// Requests that follow each other at once, or 20 us apart.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..=10_000_000))]
     awake: u32,
     /// Requests with a pause of 2 ms before each.
@@ -45,9 +53,38 @@ pub(super) struct Hop {
     /// How long the idle daemon is watched, seconds.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     idle_s: u64,
+    /// How long the daemon looks for a request before it sleeps, microseconds; without it the daemon's default.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=10_000))]
+    ring_spin_us: Option<u64>,
     /// Prints one JSON object for each row.
     #[arg(long)]
     json: bool,
+}
+
+/// What the engine does before it asks.
+#[derive(Clone, Copy, Debug)]
+enum Pause {
+    /// Nothing.
+    None,
+    /// It computes.
+    Busy(Duration),
+    /// It sleeps.
+    Asleep(Duration),
+}
+
+impl Pause {
+    fn take(self) {
+        match self {
+            Self::None => {}
+            Self::Busy(pause) => {
+                let since = Instant::now();
+                while since.elapsed() < pause {
+                    std::hint::spin_loop();
+                }
+            }
+            Self::Asleep(pause) => std::thread::sleep(pause),
+        }
+    }
 }
 
 /// One line of the result.
@@ -62,22 +99,28 @@ struct Row {
 
 impl Hop {
     pub(super) fn run(self) -> Result<()> {
-        let daemon = ChildDaemon::start()?;
+        let daemon = ChildDaemon::start(self.ring_spin_us)?;
         let mut engines = Vec::new();
         for (what, rings) in [("submit to accept, ring", true), ("submit to accept, socket", false)] {
             engines.push((what, Engine::attach(&daemon, what, rings)?));
         }
         let mut rows = Vec::new();
-        let modes = [("awake", self.awake, Duration::ZERO), ("asleep", self.asleep, PAUSE)];
+        let modes = [
+            ("awake", self.awake, Pause::None),
+            ("apart", self.awake, Pause::Busy(APART)),
+            ("asleep", self.asleep, Pause::Asleep(PAUSE)),
+        ];
         for (waiting, count, pause) in modes {
             for (what, engine) in &mut engines {
                 rows.push(sample(what, waiting, count, pause, || engine.submit())?);
             }
-            let mut pair = limits::SocketPair::start(pause.is_zero())?;
+            let mut pair = limits::SocketPair::start(!matches!(pause, Pause::Asleep(_)))?;
             rows.push(sample("ping-pong, Unix socket", waiting, count, pause, || pair.round())?);
         }
-        let sleeper = limits::FutexSleeper::start()?;
-        rows.push(sample("wake a thread, futex", "asleep", self.asleep, PAUSE, || sleeper.wake())?);
+        for (what, bed) in [("wake a thread, futex", Bed::Futex), ("wake a thread, epoll", Bed::Epoll)] {
+            let sleeper = Sleeper::start(bed)?;
+            rows.push(sample(what, "asleep", self.asleep, Pause::Asleep(PAUSE), || sleeper.wake())?);
+        }
         let idle = daemon.idle_share(Duration::from_secs(self.idle_s))?;
         self.print(&rows, idle)
     }
@@ -104,16 +147,14 @@ fn sample(
     what: &'static str,
     waiting: &'static str,
     count: u32,
-    pause: Duration,
+    pause: Pause,
     mut once: impl FnMut() -> Result<Duration>,
 ) -> Result<Row> {
     let mut latencies = measure::histogram()?;
     // Pauses make samples dear, and leave nothing warm.
-    let warm_up = if pause.is_zero() { WARM_UP } else { WARM_UP / 10 };
+    let warm_up = if matches!(pause, Pause::Asleep(_)) { WARM_UP / 10 } else { WARM_UP };
     for number in 0..warm_up + count {
-        if !pause.is_zero() {
-            std::thread::sleep(pause);
-        }
+        pause.take();
         let took = u64::try_from(once().with_context(|| format!("{what}, {waiting}"))?.as_nanos())?;
         if number >= warm_up {
             latencies.record(took.max(1)).context("a latency out of range")?;

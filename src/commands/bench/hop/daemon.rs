@@ -1,4 +1,5 @@
-//! A `kvferry serve` of its own, in a directory of its own, with default settings. Ends with the benchmark.
+//! A `kvferry serve` of its own, in a directory of its own, with default settings but for what is
+//! being measured. Ends with the benchmark.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -17,11 +18,12 @@ pub(super) struct ChildDaemon {
 
 impl ChildDaemon {
     /// Starts it and waits until it listens.
-    pub(super) fn start() -> Result<Self> {
+    pub(super) fn start(ring_spin_us: Option<u64>) -> Result<Self> {
         let directory = tempfile::tempdir().context("create a directory")?;
         let file = directory.path().join("kvferry.toml");
+        let spin = ring_spin_us.map(|spin| format!("ring_spin_us = {spin}\n")).unwrap_or_default();
         let text = format!(
-            "[attach]\ndirectory = {:?}\n[peer]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n",
+            "[attach]\ndirectory = {:?}\n{spin}[peer]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n",
             directory.path()
         );
         std::fs::write(&file, text).context("write a config")?;
