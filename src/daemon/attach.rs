@@ -33,6 +33,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::clock::Clock;
 use super::command::{Command, Process, SessionId};
 use super::hop::{self, Completions, Outgoing, Submissions};
 use crate::config::Config;
@@ -78,6 +79,7 @@ pub(crate) fn unbind(socket: &Path) {
 pub(crate) async fn serve(
     listener: UnixListener,
     config: Arc<Config>,
+    clock: Clock,
     commands: mpsc::Sender<Command>,
     stop: CancellationToken,
 ) {
@@ -104,7 +106,7 @@ pub(crate) async fn serve(
         let (config, commands, stop) = (Arc::clone(&config), commands.clone(), stop.clone());
         tokio::spawn(async move {
             tokio::select! {
-                ended = run(stream, session, &config, &commands) => if let Err(error) = ended {
+                ended = run(stream, session, &config, clock, &commands) => if let Err(error) = ended {
                     tracing::debug!(session = session.0, "session ended: {error:#}");
                 },
                 () = stop.cancelled() => {}
@@ -127,10 +129,16 @@ pub(super) struct FrameReader {
 pub(super) struct FrameWriter(OwnedWriteHalf);
 
 /// One session, from its greeting to its end.
-async fn run(stream: UnixStream, session: SessionId, config: &Config, commands: &mpsc::Sender<Command>) -> Result<()> {
+async fn run(
+    stream: UnixStream,
+    session: SessionId,
+    config: &Config,
+    clock: Clock,
+    commands: &mpsc::Sender<Command>,
+) -> Result<()> {
     let process = allowed(&stream, config)?;
     let (read, write) = stream.into_split();
-    let mut read = FrameReader { stream: read, buffered: VecDeque::new(), fds: Vec::new() };
+    let mut read = FrameReader::new(read);
     let mut write = FrameWriter(write);
 
     let greeting = tokio::time::timeout(HELLO_MAX, read.frame()).await.context("no greeting in time")?;
@@ -168,7 +176,7 @@ async fn run(stream: UnixStream, session: SessionId, config: &Config, commands: 
             let body = message.body.context("an empty request")?;
             let said = match (body, &submissions, config.attach_ring) {
                 (to_daemon::Body::OpenRing(_), None, Some(ring)) => {
-                    let (opened, offer) = hop::open(ring.bytes, ring.spin, message.id)?;
+                    let (opened, offer) = hop::open(ring.bytes, clock, ring.spin, message.id)?;
                     submissions = Some(opened);
                     Command::SessionRing { session, offer }
                 }
@@ -189,6 +197,10 @@ async fn run(stream: UnixStream, session: SessionId, config: &Config, commands: 
 }
 
 impl FrameReader {
+    pub(super) fn new(stream: OwnedReadHalf) -> Self {
+        Self { stream, buffered: VecDeque::new(), fds: Vec::new() }
+    }
+
     /// The next frame, with the descriptors that came beside it.
     pub(super) async fn frame(&mut self) -> Result<(ToDaemon, Vec<OwnedFd>)> {
         loop {
@@ -228,10 +240,11 @@ impl FrameReader {
 
     /// Receives what is there, descriptors too. 0: the end.
     pub(super) async fn receive(&mut self) -> Result<usize> {
-        let mut bytes = vec![0; READ_BYTES];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         loop {
             self.stream.readable().await?;
+            // Not before something is there: with a ring, every sleep waits here, and nearly always in vain.
+            let mut bytes = vec![0; READ_BYTES];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
             let stream: &UnixStream = self.stream.as_ref();
             let received = stream.try_io(Interest::READABLE, || {
                 let mut ancillary = RecvAncillaryBuffer::new(&mut space);

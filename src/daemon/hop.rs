@@ -7,8 +7,9 @@
 //!        no room, too long? -> outbox -> the task: Completions::push
 //! ```
 //!
-//! The task looks for records for a while after each, as long as that has paid off lately, and lets other tasks run
-//! between two looks. Then it announces its sleep and waits for the doorbell or the socket. The eventfd is never read,
+//! When the ring is empty, the hub runs first and answers what it was handed. Then the task looks again, for as long as
+//! that pays ([`Spin`]), and lets other threads and tasks run between two looks. Then it announces its sleep and waits for
+//! the doorbell or the socket. The eventfd is never read,
 //! because a process could make a read of it wait: it is watched by edges, and every write is one.
 //!
 //! A full ring: the process is told over the socket, and the session ends when there is no room within two seconds. A
@@ -21,7 +22,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use kvferry_client::ring::{self, Consumer, Popped, Producer, Pushed, Spin};
+use kvferry_client::ring::{self, Consumer, Popped, Producer, Pushed};
+use kvferry_core::Spin;
 use kvferry_proto::v1::{self, FromDaemon, ToDaemon, from_daemon};
 use prost::Message as _;
 use rustix::event::{EventfdFlags, eventfd};
@@ -29,6 +31,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::attach::{FrameReader, FrameWriter};
+use super::clock::Clock;
 
 /// How long a process may leave its ring full.
 const FULL_MAX: Duration = Duration::from_secs(2);
@@ -39,8 +42,11 @@ const FULL_PAUSE: Duration = Duration::from_millis(1);
 pub(super) struct Submissions {
     ring: Consumer,
     doorbell: AsyncFd<OwnedFd>,
+    clock: Clock,
     spin: Spin,
     record: Vec<u8>,
+    /// The hub has been given something, and no other task has run since.
+    handed_over: bool,
 }
 
 /// The way to the process. The hub pushes what fits at once; the session's task does the rest, in order.
@@ -70,13 +76,20 @@ pub(crate) struct Offer {
 }
 
 /// Makes the rings of a session.
-pub(super) fn open(ring_bytes: u32, spin: Duration, reply_to: u64) -> Result<(Submissions, Offer)> {
+pub(super) fn open(ring_bytes: u32, clock: Clock, spin: Duration, reply_to: u64) -> Result<(Submissions, Offer)> {
     let (memory, end) = ring::create(ring_bytes)?;
     let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("create an eventfd")?;
     let theirs = bell.try_clone().context("duplicate an eventfd")?;
     #[expect(deprecated, reason = "sound for an OwnedFd; this crate forbids what its replacement needs")]
     let doorbell = AsyncFd::with_interest(bell, Interest::READABLE).context("watch an eventfd")?;
-    let submissions = Submissions { ring: end.submissions, doorbell, spin: Spin::new(spin), record: Vec::new() };
+    let submissions = Submissions {
+        ring: end.submissions,
+        doorbell,
+        clock,
+        spin: Spin::new(spin),
+        record: Vec::new(),
+        handed_over: false,
+    };
     // The offer itself waits first.
     let completions = Completions(Arc::new(Mutex::new(Way { ring: end.completions, waiting: 1 })));
     Ok((submissions, Offer { completions, reply_to, ring_bytes, memory, doorbell: theirs }))
@@ -88,12 +101,12 @@ impl Submissions {
         loop {
             match self.ring.pop(&mut self.record)? {
                 Popped::Record => {
-                    self.spin.found(Instant::now());
+                    self.found();
                     let message = ToDaemon::decode(self.record.as_slice()).context("no request")?;
                     return Ok((message, Vec::new()));
                 }
                 Popped::Socket => {
-                    self.spin.found(Instant::now());
+                    self.found();
                     return socket.frame().await;
                 }
                 Popped::Empty => {}
@@ -102,7 +115,12 @@ impl Submissions {
             if socket.has_more() {
                 bail!("a frame on the socket that no record announced");
             }
-            if self.spin.go_on(Instant::now()) {
+            if std::mem::take(&mut self.handed_over) {
+                // The hub first: its answer does not wait until this task is ready to sleep.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            if self.spin.may_spin(self.clock.now()) {
                 // First to other threads, among them the very process that is waited for, then to other tasks.
                 std::thread::yield_now();
                 tokio::task::yield_now().await;
@@ -122,6 +140,11 @@ impl Submissions {
                 },
             }
         }
+    }
+
+    fn found(&mut self) {
+        self.spin.worked();
+        self.handed_over = true;
     }
 }
 
@@ -199,5 +222,42 @@ impl Offer {
         socket.frame(&message.encode_to_vec(), &[self.memory.as_fd(), self.doorbell.as_fd()]).await?;
         self.completions.done();
         Ok(self.completions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvferry_proto::v1::to_daemon;
+
+    /// Otherwise every answer comes later by what it takes to get ready to sleep, and nothing but a clock shows it.
+    #[tokio::test]
+    async fn the_hub_comes_before_sleep() {
+        let (mut submissions, offer) = open(ring::RING_BYTES_MIN, Clock::start(), Duration::ZERO, 1).expect("rings");
+        let mut client = ring::open(&offer.memory, ring::RING_BYTES_MIN).expect("the client's end");
+        let (ours, _theirs) = tokio::net::UnixStream::pair().expect("a socket pair");
+        let mut socket = FrameReader::new(ours.into_split().0);
+        let asked = ToDaemon { id: 7, body: Some(to_daemon::Body::Status(v1::StatusQuery {})) };
+        assert_eq!(client.submissions.push(&asked.encode_to_vec()), Ok(Pushed::Done));
+        let (heard, _) = submissions.next(&mut socket).await.expect("the request");
+        assert_eq!(heard, asked);
+        // Stands for the hub: ready to run, as after a command. It sees whether the session's task sleeps already.
+        let hub = tokio::spawn(async move { (client.submissions.take_sleep(), client) });
+        let (asleep, client) = tokio::select! {
+            biased;
+            next = submissions.next(&mut socket) => panic!("nothing was asked: {next:?}"),
+            hub = hub => hub.expect("the hub"),
+        };
+        assert!(!asleep, "made ready to sleep before the hub had its turn");
+        // And then it does sleep: with nothing to do it costs nothing.
+        let sleeps = async {
+            while !client.submissions.take_sleep() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            next = submissions.next(&mut socket) => panic!("nothing was asked: {next:?}"),
+            () = sleeps => {}
+        }
     }
 }

@@ -149,7 +149,7 @@ impl Daemon {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(hub.run(recalled, inbox, outbox));
-        tasks.spawn(attach::serve(attach_listener, Arc::clone(&config), commands.clone(), stop.clone()));
+        tasks.spawn(attach::serve(attach_listener, Arc::clone(&config), clock, commands.clone(), stop.clone()));
         let admin_served = admin::serve(admin_listener, registry, commands.downgrade(), stop.clone());
         tasks.spawn(async move {
             if let Err(error) = admin_served.await {

@@ -26,4 +26,4 @@ mod sync;
 pub use mapping::RingError;
 pub use pair::{ClientEnd, DaemonEnd, RING_BYTES_MAX, RING_BYTES_MIN, Sleeper, create, open};
 pub use queue::{Consumer, Popped, Producer, Pushed, Violation};
-pub use spin::Spin;
+pub(crate) use spin::Spin;

@@ -1,4 +1,4 @@
-//! How long to look again before sleeping: as long as it has paid off lately, and not at all where cores are short.
+//! How long a caller looks again before it sleeps: as long as it has paid off lately, and not at all where cores are short.
 //!
 //! ```text
 //! nothing there -> go_on(now)? look again : sleep ... something there -> found(now)
@@ -20,9 +20,9 @@ const SOON: u32 = 3;
 /// Between two looks of a spin. A look takes about a microsecond; being scheduled away takes more than this.
 const JUMP_MAX: Duration = Duration::from_micros(30);
 
-/// The waiting of one side of one ring.
+/// The waiting of one client's callers.
 #[derive(Clone, Copy, Debug)]
-pub struct Spin {
+pub(crate) struct Spin {
     max: Duration,
     credit: u32,
     /// Since when nothing has come.
@@ -33,14 +33,13 @@ pub struct Spin {
 
 impl Spin {
     /// Spins for at most `max`; never, when it is zero.
-    #[must_use]
-    pub const fn new(max: Duration) -> Self {
+    pub(crate) const fn new(max: Duration) -> Self {
         // Begins with the benefit of the doubt.
         Self { max, credit: EARNED, idle_since: None, looked: None }
     }
 
     /// Nothing is there: whether to look again at once.
-    pub fn go_on(&mut self, now: Instant) -> bool {
+    pub(crate) fn go_on(&mut self, now: Instant) -> bool {
         let since = *self.idle_since.get_or_insert(now);
         if self.credit == 0 || self.max.is_zero() {
             return false;
@@ -62,7 +61,7 @@ impl Spin {
     }
 
     /// Something is there.
-    pub fn found(&mut self, now: Instant) {
+    pub(crate) fn found(&mut self, now: Instant) {
         let spinning = self.looked.take().is_some();
         let Some(since) = self.idle_since.take() else { return };
         let waited = now.duration_since(since);
