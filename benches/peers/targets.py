@@ -77,7 +77,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "And as much of it where raw sockets, like the rivals, run under the system's own congestion control.",
-        "a median ratio below 0.90 in any of the four cells; on a system without BBR it says the same as the claim above",
+        "a median ratio below 0.90 in any of the four cells; without BBR the same as the claim above",
         _loopback("TCP loopback, verified, raw sockets as the system has them", OURS, 0.90, RAW_AS_SYSTEM),
     ),
     Claim(
