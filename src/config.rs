@@ -27,6 +27,8 @@ const ADDRESS_LENGTH_MAX: usize = 253 + 6;
 /// the rest.
 const COPY_THREADS_DEFAULT_MAX: usize = 4;
 
+/// A smaller buffer holds less than two packets of a loopback device; a larger one than a GiB is a slip of the pen.
+const SOCKET_BUFFER_KIB: std::ops::RangeInclusive<u32> = 128..=1 << 20;
 /// The lowest real-time priority: it goes before every normal thread, and other real-time threads go first.
 const REALTIME_PRIORITY_DEFAULT: u8 = 1;
 const REALTIME_PRIORITY_MAX: u64 = 99;
@@ -48,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) peer_streams: usize,
     pub(crate) peer_io: Io,
     pub(crate) peer_congestion: Congestion,
+    /// Of each data connection and direction; 0: the kernel sizes them as it goes.
+    pub(crate) peer_socket_buffer_bytes: u32,
     pub(crate) peer_tls: Option<TlsFiles>,
     pub(crate) admin_listen: SocketAddr,
     pub(crate) limits: Limits,
@@ -170,6 +174,7 @@ impl Config {
             streams,
             io,
             congestion,
+            socket_buffer_kib,
             tls,
             plaintext_beyond_loopback,
         } = peer;
@@ -199,6 +204,7 @@ impl Config {
                 "system" => Congestion::System,
                 name => Congestion::Named(name.to_owned()),
             },
+            peer_socket_buffer_bytes: socket_buffer_kib.saturating_mul(1024),
             peer_tls: tls.map(|raw::Tls { certificate, key, authority, name, data }| TlsFiles {
                 certificate,
                 key,
@@ -211,6 +217,12 @@ impl Config {
         };
         ensure!((1..=64).contains(&config.node.len()), "node: a name of 1 to 64 bytes");
         ensure!((1..=16).contains(&config.peer_streams), "peer.streams: 1 to 16");
+        ensure!(
+            socket_buffer_kib == 0 || SOCKET_BUFFER_KIB.contains(&socket_buffer_kib),
+            "peer.socket_buffer_kib: 0, or {} to {}",
+            SOCKET_BUFFER_KIB.start(),
+            SOCKET_BUFFER_KIB.end()
+        );
         ensure!(
             Congestion::is_name(&config.peer_congestion.to_string()),
             "peer.congestion: auto, system, or a name out of /proc/sys/net/ipv4/tcp_available_congestion_control"

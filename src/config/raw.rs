@@ -35,6 +35,7 @@ pub(super) struct Peer {
     pub(super) streams: u16,
     pub(super) io: Io,
     pub(super) congestion: String,
+    pub(super) socket_buffer_kib: u32,
     pub(super) tls: Option<Tls>,
     pub(super) plaintext_beyond_loopback: Option<String>,
 }
@@ -100,6 +101,7 @@ impl Default for Peer {
             streams: 2,
             io: Io::Auto,
             congestion: "auto".to_owned(),
+            socket_buffer_kib: 0,
             tls: None,
             plaintext_beyond_loopback: None,
         }

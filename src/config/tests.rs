@@ -52,6 +52,8 @@ fn limits_have_limits() {
         ("[peer]\nstreams = 17", "peer.streams"),
         ("[peer]\nknown = [\"10.0.0.1:7405\", \"10.0.0.2\"]", "\"10.0.0.2\" is not host:port"),
         ("[peer]\nknown = [\"10.0.0.1:0\"]", "host:port"),
+        ("[peer]\nsocket_buffer_kib = 127", "0, or 128 to 1048576"),
+        ("[peer]\nsocket_buffer_kib = 4294967295", "peer.socket_buffer_kib"),
         ("[peer]\ncongestion = \"\"", "peer.congestion"),
         ("[peer]\ncongestion = \"Not One\"", "tcp_available_congestion_control"),
         ("node = \"\"", "node"),

@@ -210,6 +210,7 @@ fn tcp_settings(config: &Config, tls: Option<Arc<Tls>>) -> kvferry_transport_tcp
         endpoints_max: links::LINKS_MAX + serving::ENDPOINTS_MAX,
         works_max: 2 * config.limits.transfers_max,
         congestion: config.peer_congestion.clone(),
+        socket_buffer_bytes: config.peer_socket_buffer_bytes,
         io: config.peer_io,
         endpoint_bytes_per_second_max: config.limits.peer_bytes_per_second_max,
         tls,

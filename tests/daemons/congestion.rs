@@ -5,7 +5,8 @@ use std::process::Command;
 use crate::support::{Daemon, DaemonOptions, StandInEngine};
 
 fn daemon(host: &str, name: &str) -> Daemon {
-    let peer = format!("congestion = \"{name}\"\ndata_port = 0");
+    // Small buffers beside it: pieces then take many calls, and arrive all the same.
+    let peer = format!("congestion = \"{name}\"\nsocket_buffer_kib = 128\ndata_port = 0");
     Daemon::start_with(&DaemonOptions { host: host.to_owned(), peer, ..Default::default() })
 }
 
