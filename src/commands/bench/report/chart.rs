@@ -191,7 +191,7 @@ fn draw_bar(text: &mut String, bar: &Bar, shape: &Shape, figure: Figure, value: 
 
 /// Names longer than the column end in an ellipsis; the table has them whole.
 fn shortened(name: &str) -> String {
-    const LETTERS_MAX: usize = 32;
+    const LETTERS_MAX: usize = 29;
     if name.chars().count() <= LETTERS_MAX {
         return name.to_owned();
     }
