@@ -12,8 +12,10 @@
 //! Both ways asleep, with two wake-ups, is what the ping-pong over a socket shows.
 //!
 //! The redeem is a real one and fully checked. Its lease has ended, so that no bytes move and nothing but the hop is
-//! measured. Nobody is pinned to a core. Where cores are short everything here is slower, the ratios less so.
+//! measured. Nobody is pinned to a core unless `--pin` asks for it ([`cores`]). Where cores are short everything here is
+//! slower, the ratios less so.
 
+mod cores;
 mod daemon;
 mod limits;
 
@@ -27,6 +29,7 @@ use kvferry_client::{
 };
 use serde::Serialize;
 
+use self::cores::Cores;
 use self::daemon::ChildDaemon;
 use self::limits::{Bed, Sleeper};
 use super::measure;
@@ -56,6 +59,9 @@ pub(super) struct Hop {
     /// How long the daemon looks for a request before it sleeps, microseconds; without it the daemon's default.
     #[arg(long, value_parser = clap::value_parser!(u64).range(..=10_000))]
     ring_spin_us: Option<u64>,
+    /// Keeps this process on one core and the daemon on another, so that who sleeps has its core asleep too.
+    #[arg(long)]
+    pin: bool,
     /// Prints one JSON object for each row.
     #[arg(long)]
     json: bool,
@@ -99,7 +105,8 @@ struct Row {
 
 impl Hop {
     pub(super) fn run(self) -> Result<()> {
-        let daemon = ChildDaemon::start(self.ring_spin_us)?;
+        let cores = if self.pin { Cores::apart()? } else { Cores::ANY };
+        let daemon = ChildDaemon::start(self.ring_spin_us, cores)?;
         let mut engines = Vec::new();
         for (what, rings) in [("submit to accept, ring", true), ("submit to accept, socket", false)] {
             engines.push((what, Engine::attach(&daemon, what, rings)?));
@@ -114,11 +121,11 @@ impl Hop {
             for (what, engine) in &mut engines {
                 rows.push(sample(what, waiting, count, pause, || engine.submit())?);
             }
-            let mut pair = limits::SocketPair::start(!matches!(pause, Pause::Asleep(_)))?;
+            let mut pair = limits::SocketPair::start(!matches!(pause, Pause::Asleep(_)), cores)?;
             rows.push(sample("ping-pong, Unix socket", waiting, count, pause, || pair.round())?);
         }
         for (what, bed) in [("wake a thread, futex", Bed::Futex), ("wake a thread, epoll", Bed::Epoll)] {
-            let sleeper = Sleeper::start(bed)?;
+            let sleeper = Sleeper::start(bed, cores)?;
             rows.push(sample(what, "asleep", self.asleep, Pause::Asleep(PAUSE), || sleeper.wake())?);
         }
         let idle = daemon.idle_share(Duration::from_secs(self.idle_s))?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use tempfile::TempDir;
 
 use super::PATIENCE;
+use super::cores::Cores;
 
 /// Killed when dropped.
 pub(super) struct ChildDaemon {
@@ -18,7 +19,7 @@ pub(super) struct ChildDaemon {
 
 impl ChildDaemon {
     /// Starts it and waits until it listens.
-    pub(super) fn start(ring_spin_us: Option<u64>) -> Result<Self> {
+    pub(super) fn start(ring_spin_us: Option<u64>, cores: Cores) -> Result<Self> {
         let directory = tempfile::tempdir().context("create a directory")?;
         let file = directory.path().join("kvferry.toml");
         let spin = ring_spin_us.map(|spin| format!("ring_spin_us = {spin}\n")).unwrap_or_default();
@@ -45,6 +46,7 @@ impl ChildDaemon {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        cores.move_process(daemon.child.id())?;
         Ok(daemon)
     }
 

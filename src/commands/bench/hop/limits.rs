@@ -15,6 +15,8 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::thread::futex;
 
+use super::cores::Cores;
+
 /// A byte to another thread and back.
 pub(super) struct SocketPair {
     near: UnixStream,
@@ -23,11 +25,14 @@ pub(super) struct SocketPair {
 
 impl SocketPair {
     /// `awake`: nobody ever blocks.
-    pub(super) fn start(awake: bool) -> Result<Self> {
+    pub(super) fn start(awake: bool, cores: Cores) -> Result<Self> {
         let (near, far) = UnixStream::pair().context("create a socket pair")?;
         near.set_nonblocking(awake)?;
         far.set_nonblocking(awake)?;
-        let echo = std::thread::spawn(move || while pass_one(&far).is_ok_and(|()| (&far).write_all(&[1]).is_ok()) {});
+        let echo = std::thread::spawn(move || {
+            cores.move_over();
+            while pass_one(&far).is_ok_and(|()| (&far).write_all(&[1]).is_ok()) {}
+        });
         Ok(Self { near, echo: Some(echo) })
     }
 
@@ -85,7 +90,7 @@ pub(super) struct Sleeper {
 }
 
 impl Sleeper {
-    pub(super) fn start(bed: Bed) -> Result<Self> {
+    pub(super) fn start(bed: Bed, cores: Cores) -> Result<Self> {
         let word = Arc::new(AtomicU32::new(ASLEEP));
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("create an eventfd")?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("create an epoll")?;
@@ -93,6 +98,7 @@ impl Sleeper {
             .context("watch an eventfd")?;
         let shared = Arc::clone(&word);
         let thread = std::thread::Builder::new().spawn(move || {
+            cores.move_over();
             let mut events = Vec::with_capacity(1);
             loop {
                 // Woken for nothing is asleep again.
