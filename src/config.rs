@@ -224,7 +224,7 @@ impl Config {
             SOCKET_BUFFER_KIB.end()
         );
         ensure!(
-            Congestion::is_name(&config.peer_congestion.to_string()),
+            Congestion::is_name(&congestion),
             "peer.congestion: auto, system, or a name out of /proc/sys/net/ipv4/tcp_available_congestion_control"
         );
         if let Some(address) = &config.peer_advertise {

@@ -9,8 +9,8 @@
 //!
 //! When the ring is empty, the hub runs first and answers what it was handed. Then the task looks again, for as long as
 //! that pays ([`Spin`]), and lets other threads and tasks run between two looks. Then it announces its sleep and waits for
-//! the doorbell or the socket. The eventfd is never read,
-//! because a process could make a read of it wait: it is watched by edges, and every write is one.
+//! the doorbell or the socket. The eventfd is never read, because a process could make a read of it wait: it is watched by
+//! edges, and every write is one.
 //!
 //! A full ring: the process is told over the socket, and the session ends when there is no room within two seconds. A
 //! process that writes what cannot be loses its session.

@@ -1,9 +1,8 @@
 //! `kvferry bench hop`: a row for every way of asking, and both sides on the cores that they were told.
 
 use std::process::Command;
-use std::time::Instant;
 
-use crate::process::{PATIENCE, command, rows};
+use crate::process::rows;
 
 const SHORT: &str = "hop --awake 100 --asleep 100 --idle-s 1";
 
@@ -11,11 +10,6 @@ const SHORT: &str = "hop --awake 100 --asleep 100 --idle-s 1";
 fn cores(process: u32) -> Option<String> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).map(|list| list.trim().to_owned())
-}
-
-fn only_child(process: u32) -> Option<u32> {
-    let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
-    children.split_whitespace().next()?.parse().ok()
 }
 
 #[test]
@@ -43,20 +37,11 @@ fn both_sides_have_a_core_of_their_own() {
         eprintln!("skipped: both_sides_have_a_core_of_their_own: there is one core only");
         return;
     }
-    let mut near = command(&format!("{SHORT} --pin")).stdout(std::process::Stdio::null()).spawn().expect("start");
-    let since = Instant::now();
-    let pinned = loop {
-        let both = only_child(near.id()).and_then(|daemon| Some([cores(near.id())?, cores(daemon)?]));
-        if let Some([ours, theirs]) = &both
-            && ours != theirs
-        {
-            break [ours.clone(), theirs.clone()];
-        }
-        assert!(since.elapsed() < PATIENCE, "never on cores of their own: {both:?}");
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    };
-    assert!(pinned.iter().all(|list| list.parse::<u32>().is_ok()), "one core each: {pinned:?}");
-    assert!(near.wait().expect("its end").success());
+    let rows = rows(&format!("{SHORT} --pin"));
+    let told = rows.iter().find(|row| row["what"] == "cores").expect("the cores of both, as the kernel says");
+    let [here, daemon] = ["here", "daemon"].map(|side| told[side].as_array().expect("cores").clone());
+    assert_eq!((here.len(), daemon.len()), (1, 1), "one core each, for every thread: {told}");
+    assert_ne!(here, daemon);
 }
 
 #[test]

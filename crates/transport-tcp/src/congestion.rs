@@ -13,7 +13,6 @@
 //! Failure: an algorithm asked for by name that the kernel does not have, or does not allow us, is an error that names
 //! it; `Auto` keeps what the kernel gave.
 
-use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -61,21 +60,11 @@ impl Congestion {
             Self::Auto => {
                 if current(socket)?.starts_with("bbr") {
                     // None allowed: the kernel's own works too.
-                    let _ = UNPACED.iter().find(|name| given.set_tcp_congestion(name.as_bytes()).is_ok());
+                    let _ = UNPACED.iter().any(|name| given.set_tcp_congestion(name.as_bytes()).is_ok());
                 }
                 Ok(())
             }
         }
-    }
-}
-
-impl fmt::Display for Congestion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::System => "system",
-            Self::Named(name) => name,
-        })
     }
 }
 

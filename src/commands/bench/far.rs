@@ -109,8 +109,9 @@ impl Session {
                 self.line.send(&Reply::Hello { protocol: PROTOCOL, version: VERSION.to_owned() })?;
             }
             Some(Ask::Hello { version, .. }) => {
-                return self
-                    .refuse(&anyhow::anyhow!("this end is kvferry {VERSION}, the near end {version}: use the same"));
+                return self.refuse(&anyhow::anyhow!(
+                    "this end is kvferry {VERSION}, the near end {version}: use the same build"
+                ));
             }
             Some(_) => return self.refuse(&anyhow::anyhow!("the first message must be a greeting")),
             None => return Ok(()),

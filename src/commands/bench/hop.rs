@@ -19,6 +19,7 @@ mod cores;
 mod daemon;
 mod limits;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -129,14 +130,16 @@ impl Hop {
             rows.push(sample(what, "asleep", self.asleep, Pause::Asleep(PAUSE), || sleeper.wake())?);
         }
         let idle = daemon.idle_share(Duration::from_secs(self.idle_s))?;
-        self.print(&rows, idle)
+        let sides = [cores::of(std::process::id())?, cores::of(daemon.id())?];
+        self.print(&rows, idle, &sides)
     }
 
-    fn print(&self, rows: &[Row], idle: f64) -> Result<()> {
+    fn print(&self, rows: &[Row], idle: f64, sides: &[BTreeSet<usize>; 2]) -> Result<()> {
         if self.json {
             for row in rows {
                 println!("{}", serde_json::to_string(row)?);
             }
+            println!("{}", serde_json::json!({ "what": "cores", "here": sides[0], "daemon": sides[1] }));
             println!("{}", serde_json::json!({ "what": "idle daemon", "core_share": idle }));
             return Ok(());
         }
@@ -144,6 +147,7 @@ impl Hop {
         for row in rows {
             println!("{:26}  {:7}  {:9.1}  {:9.1}  {:8}", row.what, row.waiting, row.p50_us, row.p99_us, row.samples);
         }
+        println!("this process on cores {:?}, the daemon on {:?}", sides[0], sides[1]);
         println!("idle daemon, two engines attached: {:.2} % of a core", idle * 100.0);
         Ok(())
     }

@@ -61,7 +61,7 @@ fn greet(address: SocketAddr) -> Result<Line> {
     match line.ask(&Ask::Hello { protocol: PROTOCOL, version: VERSION.to_owned() })? {
         Reply::Hello { protocol, version } => {
             let same = protocol == PROTOCOL && version == VERSION;
-            ensure!(same, "the far end is kvferry {version}, this end {VERSION}: use the same");
+            ensure!(same, "the far end is kvferry {version}, this end {VERSION}: use the same build");
             Ok(line)
         }
         other => unexpected(&other),

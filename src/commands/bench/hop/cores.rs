@@ -4,7 +4,8 @@
 //! cheap, and no core was asleep. Kept apart, a side that sleeps has its core halted, and to wake it is what it costs
 //! between an engine and a daemon on a node with cores to spare.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::fs::DirEntry;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Pid;
@@ -45,12 +46,29 @@ impl Cores {
     /// Moves all threads of a process to the other side; those that they start follow them.
     pub(super) fn move_process(self, process: u32) -> Result<()> {
         let Some([_, far]) = self.0 else { return Ok(()) };
-        for task in std::fs::read_dir(PathBuf::from(format!("/proc/{process}/task"))).context("list its threads")? {
-            let name = task?.file_name();
-            let thread = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-            sched_setaffinity(Some(thread.context("read the name of a thread")?), &far)
-                .context("keep the daemon on one core")?;
+        for thread in threads(process)? {
+            sched_setaffinity(Some(thread), &far).context("keep the daemon on one core")?;
         }
         Ok(())
     }
+}
+
+/// The cores that any thread of a process may use, as the kernel says.
+pub(super) fn of(process: u32) -> Result<BTreeSet<usize>> {
+    let mut cores = BTreeSet::new();
+    for thread in threads(process)? {
+        let allowed = sched_getaffinity(Some(thread)).context("ask for a thread's cores")?;
+        cores.extend((0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)));
+    }
+    Ok(cores)
+}
+
+fn threads(process: u32) -> Result<Vec<Pid>> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).context("list a process's threads")?;
+    let thread = |task: std::io::Result<DirEntry>| {
+        let name = task?.file_name();
+        let thread = name.to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        thread.context("read the name of a thread")
+    };
+    tasks.map(thread).collect()
 }

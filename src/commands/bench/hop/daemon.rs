@@ -54,6 +54,11 @@ impl ChildDaemon {
         self.directory.path().join("kvferry.sock")
     }
 
+    /// Its process.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The share of a core that it uses while nobody asks for anything.
     pub(super) fn idle_share(&self, watched: Duration) -> Result<f64> {
         let before = self.cpu()?;
