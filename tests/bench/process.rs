@@ -93,14 +93,19 @@ impl Running {
 
     /// Waits until a cell is being measured: its far end has data connections of its own.
     pub(crate) fn wait_busy(pid: Pid) {
+        // It listens, has a control connection, listens for data, and has two data connections.
+        Self::wait_sockets(pid, 5);
+    }
+
+    /// Waits until it has this many sockets.
+    pub(crate) fn wait_sockets(pid: Pid, count: usize) {
         let pid = pid.as_raw_nonzero();
         wait("sockets of a far end at work", || {
             let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("read its files");
             let is_socket =
                 |path| std::fs::read_link(path).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"));
-            // It listens, has a control connection, listens for data, and has two data connections.
             let sockets = entries.filter_map(Result::ok).filter(|entry| is_socket(entry.path())).count();
-            (sockets >= 5).then_some(())
+            (sockets >= count).then_some(())
         });
     }
 

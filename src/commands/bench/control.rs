@@ -164,13 +164,13 @@ impl Line {
 
     /// Near end: asks, and takes a refusal for an error.
     pub(super) fn ask(&mut self, question: &Ask) -> Result<Reply> {
-        self.send(question)?;
+        self.send(question).context("ask the far end")?;
         self.hear()
     }
 
     /// Near end: an answer that comes when something is over.
     pub(super) fn hear(&mut self) -> Result<Reply> {
-        match self.receive(PATIENCE)? {
+        match self.receive(PATIENCE).context("hear the far end")? {
             Some(Reply::Refused { reason }) => bail!("the far end refused: {reason}"),
             Some(reply) => Ok(reply),
             None => bail!("the far end closed the control connection"),

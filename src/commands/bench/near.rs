@@ -102,7 +102,7 @@ fn tcp(
     let mut driver = Driver::new(transport, ENDPOINT, cell.spin_us);
     let (now, deadline) = (driver.now(), driver.connect_deadline());
     driver.transport.connect(now, Dial { endpoint: ENDPOINT, role, address, keys, deadline })?;
-    driver.wait_up()?;
+    driver.wait_up().context("connect to the far end")?;
     let Reply::Ready = line.ask(&Ask::Ready)? else { bail!("the far end answered out of turn") };
     let mut initiator = Initiator { cell, placement, driver, moves, next: 0, under_way: Vec::new() };
     initiator.warm_up()?;
