@@ -23,3 +23,20 @@ pub struct Counters {
     /// System calls that sent; on a ring, operations.
     pub send_calls: u64,
 }
+
+impl Counters {
+    /// Both together.
+    pub(crate) const fn plus(self, other: Self) -> Self {
+        Self {
+            bytes_received: self.bytes_received + other.bytes_received,
+            bytes_sent: self.bytes_sent + other.bytes_sent,
+            connections_accepted: self.connections_accepted + other.connections_accepted,
+            hellos_late: self.hellos_late + other.hellos_late,
+            hellos_refused: self.hellos_refused + other.hellos_refused,
+            completions_stale: self.completions_stale + other.completions_stale,
+            receive_calls: self.receive_calls + other.receive_calls,
+            ring_enters: self.ring_enters + other.ring_enters,
+            send_calls: self.send_calls + other.send_calls,
+        }
+    }
+}

@@ -9,6 +9,8 @@
 //! of them.
 
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use kvferry_core::{Time, WorkId};
@@ -20,17 +22,28 @@ use crate::frame::Frame;
 use crate::holder::HolderSide;
 use crate::reader::ReaderSide;
 use crate::settings::Settings;
+use crate::share::{Shares, shares};
 use crate::stream::Stream;
 use crate::tls::Channel;
 use crate::token::Token;
 use crate::uring::{Direction, Parting, Ring};
 use crate::wire::Wire;
 
+/// What the streams here are of the whole endpoint, which may have others in other event loops.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place {
+    /// Which stream of the whole is the first here.
+    pub(crate) first: u32,
+    /// Completed reads of which bytes may still come, so that each has a slot here.
+    pub(crate) draining: Arc<AtomicUsize>,
+}
+
 /// One endpoint of a [`TcpTransport`](crate::TcpTransport).
 pub(crate) struct TcpEndpoint {
     pub(crate) id: EndpointId,
     /// Goes into the tokens of its streams.
     pub(crate) generation: u32,
+    place: Place,
     phase: Phase,
     streams: Vec<Stream>,
     side: Side,
@@ -75,16 +88,17 @@ pub(crate) struct Turned {
 }
 
 impl TcpEndpoint {
-    /// The dialler's end, with sockets that may not be connected yet.
+    /// The dialler's end, with sockets that may not be connected yet; they are the streams from `place` on.
     pub(crate) fn dialing(
         dial: &Dial,
+        place: Place,
         sockets: Vec<TcpStream>,
         generation: u32,
         settings: &Settings,
         now: Time,
     ) -> Result<Self, Fault> {
         let mut streams = Vec::with_capacity(sockets.len());
-        for ((index, socket), key) in (0..).zip(sockets).zip(&dial.keys) {
+        for ((index, socket), key) in (place.first..).zip(sockets).zip(&dial.keys) {
             let channel = settings.tls.as_ref().map(|tls| Channel::client(tls).map(Box::new)).transpose()?;
             let mut stream = Stream::new(socket, channel, false, now);
             // Leaves as soon as the socket is connected, which is when it first is writable.
@@ -93,11 +107,11 @@ impl TcpEndpoint {
         }
         let side = Side::new(dial.role, streams.len(), settings);
         let phase = Phase::Dialing { deadline: dial.deadline };
-        Ok(Self { alarm: dial.deadline, ..Self::new(dial.endpoint, generation, phase, streams, side, settings) })
+        Ok(Self { alarm: dial.deadline, place, ..Self::new(dial.endpoint, generation, phase, streams, side, settings) })
     }
 
-    /// The admitter's end, before anybody came.
-    pub(crate) fn joining(admission: &Admission, generation: u32, settings: &Settings) -> Self {
+    /// The admitter's end, before anybody came; the streams from `place` on.
+    pub(crate) fn joining(admission: &Admission, place: Place, generation: u32, settings: &Settings) -> Self {
         let count = admission.keys.len();
         let phase = Phase::Joining {
             keys: admission.keys.iter().copied().map(Some).collect(),
@@ -107,6 +121,7 @@ impl TcpEndpoint {
         let side = Side::new(admission.role, count, settings);
         Self {
             alarm: admission.expires,
+            place,
             ..Self::new(admission.endpoint, generation, phase, Vec::new(), side, settings)
         }
     }
@@ -122,6 +137,7 @@ impl TcpEndpoint {
         Self {
             id,
             generation,
+            place: Place::default(),
             phase,
             streams,
             side,
@@ -196,6 +212,15 @@ impl TcpEndpoint {
         }
     }
 
+    /// Where a stream of the whole endpoint is in here, if it is.
+    pub(crate) fn own_stream(&self, stream: u32) -> Option<usize> {
+        let count = match &self.phase {
+            Phase::Joining { keys, .. } => keys.len(),
+            Phase::Dialing { .. } | Phase::Up => self.streams.len(),
+        };
+        usize::try_from(stream.checked_sub(self.place.first)?).ok().filter(|&index| index < count)
+    }
+
     /// Whether this key opens this stream now; if so, it is used up.
     pub(crate) fn take_key(&mut self, index: usize, key: &Key, now: Time) -> bool {
         let Phase::Joining { keys, expires, .. } = &mut self.phase else { return false };
@@ -239,6 +264,9 @@ impl TcpEndpoint {
         }
         if let Some(ring) = &mut wire.ring {
             self.parting.hold(ring, self.streams.iter().flat_map(Stream::lanes), &mut self.done);
+        }
+        if let Side::Reader(reader) = &self.side {
+            self.place.draining.store(reader.draining(), Ordering::Release);
         }
         self.attention = self.is_busy();
         Ok(Turned { came_up: self.is_up() && !was_up, busy: self.attention })
@@ -296,6 +324,7 @@ impl TcpEndpoint {
                 }
             }
             Side::Reader(reader) => {
+                reader.begin_turn();
                 for index in 0..streams.len() {
                     streams[index].flush(wire, now)?;
                     reader.receive(streams, index, wire, now, calls, done)?;
@@ -375,23 +404,31 @@ impl TcpEndpoint {
                             || holder.has_trailer_due(index)
                             || stream.is_writable() && holder.can_send(index)
                     }
-                    Side::Reader(_) => stream.is_readable(),
+                    Side::Reader(reader) => stream.is_readable() || reader.is_in_doubt(index),
                 }
         })
     }
 }
 
-impl Endpoint for TcpEndpoint {
-    fn post(&mut self, now: Time, work: Work) -> Result<(), (Fault, Work)> {
+impl TcpEndpoint {
+    /// Takes on as much of a work as its streams carry.
+    pub(crate) fn post_shares(&mut self, now: Time, work: Work, shares: Shares) -> Result<(), (Fault, Work)> {
         let deadline = work.deadline();
         match (&mut self.side, work) {
-            (Side::Holder(holder), Work::Serve(serve)) => holder.post(&mut self.streams, serve)?,
-            (Side::Reader(reader), Work::Read(read)) => reader.post(&mut self.streams, now, read)?,
+            (Side::Holder(holder), Work::Serve(serve)) => holder.post(&mut self.streams, serve, shares)?,
+            (Side::Reader(reader), Work::Read(read)) => reader.post(&mut self.streams, now, read, shares)?,
             (_, work) => return Err((Fault::Unsupported, work)),
         }
         self.attention = true;
         self.alarm = self.alarm.min(deadline);
         Ok(())
+    }
+}
+
+impl Endpoint for TcpEndpoint {
+    fn post(&mut self, now: Time, work: Work) -> Result<(), (Fault, Work)> {
+        let shares = shares(work.plan(), self.streams.len());
+        self.post_shares(now, work, shares)
     }
 
     fn cancel(&mut self, _now: Time, id: WorkId) {

@@ -15,7 +15,7 @@
 //! reader                                   holder, pushing
 //!                    <---------------------  Offer    on each stream that carries a part of the plan, then at once
 //!                    <---------------------  Piece + bytes, Piece + bytes, ..., Trailer
-//!   Receipt          --------------------->           once: all landed and verified, or why not, at any time
+//!   Receipt          --------------------->           for each part: landed and verified; or why not, at any time
 //!   Refuse           --------------------->           instead: nobody here waits for this; the Trailer still comes
 //! ```
 //!
@@ -39,7 +39,7 @@ pub const HELLO_BYTES: usize = HEADER_BYTES + size_of::<Key>();
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"KVFD";
 /// Raised whenever the bytes or their meaning change.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 const _: () = assert!(size_of::<Header>() == HEADER_BYTES);
 
@@ -52,7 +52,7 @@ impl Tag {
     pub const PUSHED: Self = Self(u64::MAX);
 }
 
-/// How one end's side of a part ended, or of a whole push in its Receipt.
+/// How one end's side of a part ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Outcome {

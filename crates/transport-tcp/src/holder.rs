@@ -5,7 +5,7 @@
 //!                                                                                              |
 //!       Completion Ok: every part's trailer said live  <--- Trailer, lease asked in a later turn
 //!
-//! pushed: post -> Offer on each stream with a part, ready at once -> ... as above ... -> Trailer -> (Receipt) -> Completion
+//! pushed: post -> Offer on each stream with a part, ready at once -> ... as above ... -> Trailers -> (Receipts) -> Completion
 //! ```
 //!
 //! The trailer is made in a later turn than the one in which the last byte left: that turn's `now` was read after the
@@ -30,7 +30,7 @@ use crate::outflow::{COPY_BYTES_MAX, Closing, Outflow, Outgoing};
 use crate::pace::Pace;
 use crate::serve::{Part, Serve};
 use crate::settings::Settings;
-use crate::share::shares;
+use crate::share::Shares;
 use crate::stream::Stream;
 use crate::wire::{Body, Wire};
 
@@ -109,8 +109,14 @@ impl HolderSide {
         works.chain([self.early.next_deadline()]).min().unwrap_or(Time::NEVER)
     }
 
-    /// Takes a work on; its bytes leave when the reader fetches them, or at once.
-    pub(crate) fn post(&mut self, streams: &mut [Stream], serve: ServeWork) -> Result<(), (Fault, Work)> {
+    /// Takes a work on, or as much of it as these streams carry; its bytes leave when the reader fetches them, or at
+    /// once.
+    pub(crate) fn post(
+        &mut self,
+        streams: &mut [Stream],
+        serve: ServeWork,
+        shares: Shares,
+    ) -> Result<(), (Fault, Work)> {
         let refusal = if self.ids.contains_key(&serve.id) {
             Some(Fault::Refused)
         } else if self.serves.len() >= self.works_max {
@@ -124,17 +130,23 @@ impl HolderSide {
             return Err((fault, Work::Serve(serve)));
         }
 
-        let shares = shares(&serve.plan, serve.id, streams.len());
+        let bytes = shares.iter().flatten().map(|plan| plan.bytes()).sum();
         let parts_open = shares.iter().flatten().count();
-        let part =
-            |plan| Part { cursor: Cursor::new(plan, Side::Source), tag: None, sequence: 0, sent: 0, ended: false };
+        let part = |plan| Part {
+            cursor: Cursor::new(plan, Side::Source),
+            tag: None,
+            sequence: 0,
+            sent: 0,
+            ended: false,
+            received: false,
+        };
         let slot = self.serves.insert(Serve {
             id: serve.id,
             source: serve.source,
             lease: serve.lease,
             deadline: serve.deadline,
             digest: serve.plan.digest(),
-            bytes: serve.plan.bytes(),
+            bytes,
             parts: shares.into_iter().map(|share| share.map(part)).collect(),
             parts_open,
             is_pushed: serve.start == Start::Pushed,
@@ -246,7 +258,7 @@ impl HolderSide {
                 }
                 Ok(())
             }
-            Frame::Receipt { work, outcome } => self.handle_receipt(streams, work, outcome, done),
+            Frame::Receipt { work, outcome } => self.handle_receipt(streams, index, work, outcome, done),
             Frame::Refuse { work, tag } if tag == Tag::PUSHED => {
                 if let Some(slot) = self.pushed(work) {
                     self.end(streams, slot, Outcome::Stopped, Fault::Refused, done);
@@ -393,15 +405,19 @@ impl HolderSide {
                 streams[index].push(self.outflows[index].copied(copy));
             }
             streams[index].push(&serve.trailer(index, Outcome::Live));
-            serve.parts_open -= 1;
-            if serve.parts_open == 0 && !serve.is_pushed {
-                self.complete(slot, done);
+            if !serve.is_pushed {
+                self.close_part(slot, done);
             }
         }
         has_closed
     }
 
-    fn complete(&mut self, slot: usize, done: &mut Vec<Completion>) {
+    /// One part has come to a good end; the last one completes the work.
+    fn close_part(&mut self, slot: usize, done: &mut Vec<Completion>) {
+        self.serves[slot].parts_open -= 1;
+        if self.serves[slot].parts_open > 0 {
+            return;
+        }
         let serve = self.serves.remove(slot);
         self.ids.remove(&serve.id);
         done.push(Completion { id: serve.id, result: Ok(serve.bytes) });

@@ -22,6 +22,8 @@ pub(crate) struct Inflow {
     queued: u64,
     /// Parts on this stream that have not ended.
     pub(crate) due: usize,
+    /// The turn in which the next frame, an offer that nobody waited for, was first seen.
+    pub(crate) doubted: Option<u64>,
 }
 
 /// The piece whose bytes come now.
@@ -37,7 +39,7 @@ struct Incoming {
 impl Inflow {
     /// Nothing on its way.
     pub(crate) fn new() -> Self {
-        Self { piece: None, slices: Vec::with_capacity(SLICES_MAX), front: 0, queued: 0, due: 0 }
+        Self { piece: None, slices: Vec::with_capacity(SLICES_MAX), front: 0, queued: 0, due: 0, doubted: None }
     }
 
     /// One more part is due on this stream.

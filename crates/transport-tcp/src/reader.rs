@@ -5,13 +5,14 @@
 //!                                                                                                         |
 //!                      Completion Ok: every part's trailer live, all bytes, all checksums, same plan  <---+
 //!
-//! pushed: post -> (Offer on a stream) -> Piece -> ... as above ... -> Completion, and a Receipt to the holder
+//! pushed: post -> (Offer on a stream) -> Piece -> ... as above ... -> a Receipt for each part, and Completion
 //! ```
 //!
 //! A read that failed or was cancelled completes at once and lets go of its region. Its slot stays until each of its
 //! parts has ended on the wire; what still comes for it is thrown away, so that the streams stay in step.
 //!
-//! A push that nobody waits for is refused, and a slot without an owner throws its bytes away.
+//! A push that nobody waits for is refused, and a slot without an owner throws its bytes away. It is looked for once
+//! more in the next turn first: a read that was posted on another thread may be on its way here.
 //!
 //! Limits: `works_max` slots, and as many for refused pushes. Failure: a peer that breaks the rules is [`Fault::Protocol`], which ends the endpoint.
 
@@ -26,7 +27,7 @@ use crate::frame::{Frame, Outcome, Tag};
 use crate::inflow::Inflow;
 use crate::read::{Part, Phase, Read, receipt_of};
 use crate::settings::Settings;
-use crate::share::shares;
+use crate::share::Shares;
 use crate::stream::Stream;
 use crate::wire::{Body, Wire};
 
@@ -38,6 +39,8 @@ pub(crate) struct ReaderSide {
     /// Goes into every tag, so that a slot's next read is not taken for its last.
     generation: u32,
     inflows: Vec<Inflow>,
+    /// Counts turns, to tell a later one.
+    turn: u64,
     /// Slots of reads that are pushed, by the holder's work; refused ones too.
     pushed: HashMap<WorkId, usize>,
     works_max: usize,
@@ -53,6 +56,7 @@ impl ReaderSide {
             ids: HashMap::new(),
             generation: 0,
             inflows: (0..stream_count).map(|_| Inflow::new()).collect(),
+            turn: 0,
             pushed: HashMap::new(),
             works_max: settings.works_max,
             checksums: settings.checksums,
@@ -62,6 +66,21 @@ impl ReaderSide {
     /// Reads that have not completed.
     pub(crate) fn open_count(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Reads that have completed, of which bytes may still come.
+    pub(crate) fn draining(&self) -> usize {
+        self.reads.len() - self.ids.len()
+    }
+
+    /// A turn has begun, after all that was posted before it.
+    pub(crate) const fn begin_turn(&mut self) {
+        self.turn += 1;
+    }
+
+    /// Whether an offer on this stream is looked at again in the next turn.
+    pub(crate) fn is_in_doubt(&self, stream: usize) -> bool {
+        self.inflows[stream].doubted.is_some()
     }
 
     /// Whether bytes must come on this stream.
@@ -74,8 +93,14 @@ impl ReaderSide {
         self.ids.values().map(|&slot| self.reads[slot].deadline).min().unwrap_or(Time::NEVER)
     }
 
-    /// Takes a read on and asks the holder for it.
-    pub(crate) fn post(&mut self, streams: &mut [Stream], now: Time, read: ReadWork) -> Result<(), (Fault, Work)> {
+    /// Takes a read on, or as much of it as these streams carry, and asks the holder for it.
+    pub(crate) fn post(
+        &mut self,
+        streams: &mut [Stream],
+        now: Time,
+        read: ReadWork,
+        shares: Shares,
+    ) -> Result<(), (Fault, Work)> {
         let (work, is_pushed) = match read.source {
             Source::Peer { work } => (work, false),
             Source::Pushed { work } => (work, true),
@@ -98,9 +123,8 @@ impl ReaderSide {
         let entry = self.reads.vacant_entry();
         let slot = entry.key();
         let tag = if is_pushed { Tag::PUSHED } else { Tag(u64::from(self.generation) << 32 | slot as u64) };
-        let shares = shares(&read.plan, work, streams.len());
         let parts_left = shares.iter().flatten().count();
-        let (digest, bytes) = (read.plan.digest(), read.plan.bytes());
+        let digest = read.plan.digest();
         let mut parts = Vec::with_capacity(streams.len());
         for ((share, stream), inflow) in shares.into_iter().zip(streams).zip(&mut self.inflows) {
             let phase = match share {
@@ -127,7 +151,7 @@ impl ReaderSide {
             work,
             tag,
             digest,
-            bytes,
+            bytes: parts.iter().map(|part| part.bytes).sum(),
             deadline: read.deadline,
             target: Some(read.target),
             is_refused: false,
@@ -176,6 +200,9 @@ impl ReaderSide {
     ) -> Result<(), Fault> {
         for _ in 0..calls {
             self.use_ahead(streams, index, now, done)?;
+            if self.is_in_doubt(index) {
+                return Ok(());
+            }
             let stream = &mut streams[index];
             if !stream.is_readable() {
                 return stream.gather(self.inflows[index].left());
@@ -214,10 +241,12 @@ impl ReaderSide {
         loop {
             let inflow = &mut self.inflows[index];
             let Some(slot) = inflow.slot() else {
-                match streams[index].next_frame()? {
-                    Some(frame) => self.handle_frame(streams, index, frame, now, done)?,
-                    None => return Ok(()),
+                let Some(frame) = streams[index].next_frame()? else { return Ok(()) };
+                if self.doubts(index, &frame) {
+                    streams[index].unread_frame();
+                    return Ok(());
                 }
+                self.handle_frame(streams, index, frame, now, done)?;
                 continue;
             };
             if !streams[index].has_ahead() {
@@ -238,6 +267,15 @@ impl ReaderSide {
             }
             part.corrupt |= inflow.end_piece() == Some(false);
         }
+    }
+
+    /// Whether a frame offers what nobody waits for, and is seen in this turn for the first time.
+    fn doubts(&mut self, index: usize, frame: &Frame) -> bool {
+        let unknown = matches!(frame, Frame::Offer { work, .. } if !self.pushed.contains_key(work));
+        let doubted = &mut self.inflows[index].doubted;
+        let first_seen = unknown.then(|| doubted.unwrap_or(self.turn));
+        *doubted = first_seen.filter(|&turn| turn == self.turn);
+        doubted.is_some()
     }
 
     fn handle_frame(
@@ -315,6 +353,8 @@ impl ReaderSide {
         self.inflows[index].owe(&mut streams[index], now);
         if is_refused {
             streams[index].push(&Frame::Refuse { work, tag: Tag::PUSHED }.encode());
+        } else if read.target.is_none() {
+            streams[index].push(&Frame::Receipt { work, outcome: Outcome::Withdrawn }.encode());
         } else if digest != read.digest {
             self.fail(streams, slot, Fault::Refused, done);
         }
@@ -344,6 +384,10 @@ impl ReaderSide {
         let read = &mut self.reads[slot];
         read.parts[index].phase = Phase::Closed;
         read.parts_left -= 1;
+        if read.tag == Tag::PUSHED && read.target.is_some() {
+            let outcome = fault.map_or(Outcome::Live, receipt_of);
+            streams[index].push(&Frame::Receipt { work: read.work, outcome }.encode());
+        }
         if let Some(fault) = fault {
             self.fail(streams, slot, fault, done);
         }
@@ -352,9 +396,6 @@ impl ReaderSide {
             if read.target.is_some() {
                 self.ids.remove(&read.id);
                 done.push(Completion { id: read.id, result: Ok(read.bytes) });
-                if read.tag == Tag::PUSHED {
-                    streams[index].push(&Frame::Receipt { work: read.work, outcome: Outcome::Live }.encode());
-                }
             }
         }
     }
@@ -371,17 +412,20 @@ impl ReaderSide {
         for part in &mut read.parts {
             part.cursor = None;
         }
-        if read.tag != Tag::PUSHED {
-            for (part, stream) in read.parts.iter().zip(streams) {
-                if part.phase == Phase::Open {
-                    stream.push(&Frame::Cancel { work: read.work, tag: read.tag }.encode());
-                }
-            }
-        } else if read.parts.iter().all(|part| part.phase == Phase::Expected || part.bytes == 0) {
+        if read.tag == Tag::PUSHED && read.parts.iter().all(|part| part.phase == Phase::Expected || part.bytes == 0) {
             // The holder has said nothing of it; should it begin, nobody waits for it here.
             self.remove(slot);
+            return;
+        }
+        let word = if read.tag == Tag::PUSHED {
+            Frame::Receipt { work: read.work, outcome: receipt_of(fault) }
         } else {
-            streams[0].push(&Frame::Receipt { work: read.work, outcome: receipt_of(fault) }.encode());
+            Frame::Cancel { work: read.work, tag: read.tag }
+        };
+        for (part, stream) in read.parts.iter().zip(streams) {
+            if part.phase == Phase::Open {
+                stream.push(&word.encode());
+            }
         }
     }
 

@@ -19,8 +19,9 @@ pub(crate) struct Serve {
     pub(crate) bytes: u64,
     /// One for each stream.
     pub(crate) parts: Vec<Option<Part>>,
+    /// Parts without a good end: a trailer, or the receipt of one that is pushed.
     pub(crate) parts_open: usize,
-    /// Sent unasked; completes with the reader's receipt.
+    /// Sent unasked; completes with the reader's receipts.
     pub(crate) is_pushed: bool,
 }
 
@@ -33,6 +34,8 @@ pub(crate) struct Part {
     pub(crate) sent: u64,
     /// The trailer was queued.
     pub(crate) ended: bool,
+    /// The reader of a push has said that all of it landed.
+    pub(crate) received: bool,
 }
 
 impl Serve {

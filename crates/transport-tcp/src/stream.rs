@@ -301,6 +301,11 @@ impl Stream {
         Ok(Some(frame))
     }
 
+    /// The frame that was taken last is the next once more.
+    pub(crate) const fn unread_frame(&mut self) {
+        self.ahead_start -= HEADER_BYTES;
+    }
+
     /// Whether a frame is the Welcome that this stream waits for. Anything else before it is a fault.
     pub(crate) fn take_welcome(&mut self, frame: &Frame) -> Result<bool, Fault> {
         if self.welcomed {

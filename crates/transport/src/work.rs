@@ -89,6 +89,15 @@ impl Work {
         }
     }
 
+    /// What moves where.
+    #[must_use]
+    pub const fn plan(&self) -> &Arc<Plan> {
+        match self {
+            Self::Read(read) => &read.plan,
+            Self::Serve(serve) => &serve.plan,
+        }
+    }
+
     /// When it fails with [`Fault::Deadline`](crate::Fault::Deadline).
     #[must_use]
     pub const fn deadline(&self) -> Time {

@@ -1,4 +1,4 @@
-//! What a push adds to serving: it begins by itself, and ends with the reader's word.
+//! What a push adds to serving: it begins by itself, and each part ends with the reader's word.
 
 use kvferry_core::WorkId;
 use kvferry_transport::{Completion, Fault};
@@ -20,20 +20,25 @@ impl HolderSide {
         }
     }
 
-    /// The reader says how a push ended. It may have crossed our own end of it, then there is nothing left to end.
+    /// The reader says how a part of a push ended. It may have crossed our own end of it, then there is nothing left to
+    /// end.
     pub(super) fn handle_receipt(
         &mut self,
         streams: &mut [Stream],
+        index: usize,
         work: WorkId,
         outcome: Outcome,
         done: &mut Vec<Completion>,
     ) -> Result<(), Fault> {
         let Some(slot) = self.pushed(work) else { return Ok(()) };
         let fault = match outcome {
-            // It has all of what was not sent?
-            Outcome::Live if self.serves[slot].parts_open > 0 => return Err(Fault::Protocol),
             Outcome::Live => {
-                self.complete(slot, done);
+                match &mut self.serves[slot].parts[index] {
+                    Some(part) if part.ended && !part.received => part.received = true,
+                    // It has all of what was not sent, or all of it twice?
+                    _ => return Err(Fault::Protocol),
+                }
+                self.close_part(slot, done);
                 return Ok(());
             }
             Outcome::Corrupt => Fault::ChecksumMismatch,

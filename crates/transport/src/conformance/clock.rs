@@ -1,31 +1,32 @@
 //! The suite's clock.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kvferry_core::Time;
 
-/// Real time, which a property may push forward so that a deadline passes without waiting for it. Clones share it.
+/// Real time, which a property may push forward so that a deadline passes without waiting for it. Clones share it, on any thread.
 #[derive(Clone, Debug)]
 pub struct Clock {
     start: Instant,
-    skipped: Rc<Cell<Duration>>,
+    skipped_ns: Arc<AtomicU64>,
 }
 
 impl Clock {
     /// A clock that starts at one second, so that there are times before it.
     pub(super) fn new() -> Self {
-        Self { start: Instant::now(), skipped: Rc::new(Cell::new(Duration::from_secs(1))) }
+        Self { start: Instant::now(), skipped_ns: Arc::new(AtomicU64::new(1_000_000_000)) }
     }
 
     /// The time to give to a transport.
     #[must_use]
     pub fn now(&self) -> Time {
-        Time::from_start(self.start.elapsed() + self.skipped.get())
+        Time::from_start(self.start.elapsed() + Duration::from_nanos(self.skipped_ns.load(Ordering::Acquire)))
     }
 
     pub(super) fn advance(&self, by: Duration) {
-        self.skipped.set(self.skipped.get() + by);
+        let by_ns = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        self.skipped_ns.fetch_add(by_ns, Ordering::Release);
     }
 }
