@@ -126,7 +126,7 @@ impl DataThread {
             self.report();
             if busy {
                 self.spin.worked();
-            } else if self.spin.may_spin(now) {
+            } else if self.tcp.may_spin() && self.spin.may_spin(now) {
                 std::hint::spin_loop();
             } else {
                 self.sleep();

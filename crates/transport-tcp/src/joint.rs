@@ -43,6 +43,8 @@ pub(crate) struct Joint {
     /// Why it ends.
     fault: Option<Fault>,
     works: HashMap<WorkId, Open>,
+    /// How many of them several threads are at.
+    shared: usize,
     told: Vec<Told>,
 }
 
@@ -50,6 +52,7 @@ pub(crate) struct Joint {
 struct Open {
     /// Threads that have not said how their part ended.
     threads: Vec<usize>,
+    is_shared: bool,
     bytes: u64,
     fault: Option<Fault>,
 }
@@ -75,6 +78,7 @@ impl Joint {
             downs: 0,
             fault: None,
             works: HashMap::new(),
+            shared: 0,
             told: Vec::new(),
         }
     }
@@ -129,6 +133,11 @@ impl Joint {
         Some(Event::EndpointDown(self.id, fault))
     }
 
+    /// Whether several threads are at a work.
+    pub(crate) const fn is_shared(&self) -> bool {
+        self.shared > 0
+    }
+
     pub(crate) const fn has_told(&self) -> bool {
         !self.told.is_empty()
     }
@@ -170,6 +179,7 @@ impl Joint {
             return None;
         }
         let open = self.works.remove(&done.id)?;
+        self.shared -= usize::from(open.is_shared);
         Some(Completion { id: done.id, result: open.fault.map_or(Ok(open.bytes), Err) })
     }
 
@@ -222,7 +232,9 @@ impl Endpoint for Joint {
                 self.orders[number - 1].put([Order::Post(self.id, work.clone(), shares)]);
             }
         }
-        self.works.insert(work.id(), Open { threads, bytes: 0, fault: None });
+        let is_shared = threads.len() > 1;
+        self.shared += usize::from(is_shared);
+        self.works.insert(work.id(), Open { threads, is_shared, bytes: 0, fault: None });
         self.told.push(Told::Post(work, own));
         Ok(())
     }
@@ -262,7 +274,8 @@ mod tests {
     }
 
     fn open(joint: &mut Joint, id: u64) {
-        joint.works.insert(WorkId(id), Open { threads: vec![1, 0], bytes: 0, fault: None });
+        joint.shared += 1;
+        joint.works.insert(WorkId(id), Open { threads: vec![1, 0], is_shared: true, bytes: 0, fault: None });
     }
 
     fn done(id: u64, result: Result<u64, Fault>) -> Event {

@@ -126,6 +126,11 @@ impl Spread {
         self.joints.values().any(Joint::has_told)
     }
 
+    /// Whether other threads are at work too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.joints.values().any(Joint::is_shared)
+    }
+
     /// Begins a turn: tells the own thread what was posted and cancelled since the last.
     pub(crate) fn begin_turn(&mut self, own: &mut EventLoop, now: Time) {
         for joint in self.joints.values_mut().filter(|joint| joint.has_told()) {

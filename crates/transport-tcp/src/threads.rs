@@ -5,7 +5,8 @@
 //! ```
 //!
 //! One thread moves about 5 GB/s over loopback; a faster network, or two idle cores, need more (docs/adr/0019). A
-//! thread owns what it drives, shares no lock but those of the mailboxes, and sleeps when it has nothing to do.
+//! thread owns what it drives, shares no lock but those of the mailboxes, and sleeps when it has nothing to do: it never
+//! spins, as what it carries is large, and the threads at the other end need the cores (measured, docs/adr/0019).
 //!
 //! Limits: [`THREADS_MAX`]; orders are bounded by the works, endpoints and callers that there may be. Shutdown: the
 //! handle's drop ends the thread, after at most one turn, and waits for it.
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvferry_core::{Spin, Time, WorkId};
+use kvferry_core::{Time, WorkId};
 use kvferry_transport::{Admission, Completion, Dial, Endpoint as _, EndpointId, Event, Fault, Work};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -43,13 +44,11 @@ pub struct Threads {
     pub count: usize,
     /// The same clock whose time is given to the transport; it may be read at any time.
     pub clock: Arc<dyn Fn() -> Time + Send + Sync>,
-    /// How long a thread spins before it sleeps, as long as that pays.
-    pub spin: Duration,
 }
 
 impl fmt::Debug for Threads {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Threads").field("count", &self.count).field("spin", &self.spin).finish_non_exhaustive()
+        f.debug_struct("Threads").field("count", &self.count).finish_non_exhaustive()
     }
 }
 
@@ -88,7 +87,6 @@ impl DataThread {
             reports,
             counters: Arc::clone(&counters),
             clock: Arc::clone(&threads.clock),
-            spin: Spin::new(threads.spin),
             found: Vec::new(),
         };
         let thread = std::thread::Builder::new().name(format!("kvferry-data-{number}")).spawn(move || driven.run())?;
@@ -118,7 +116,6 @@ struct Driven {
     reports: Arc<Mailbox<(usize, Report)>>,
     counters: Arc<Mutex<Counters>>,
     clock: Arc<dyn Fn() -> Time + Send + Sync>,
-    spin: Spin,
     found: Vec<Report>,
 }
 
@@ -144,11 +141,7 @@ impl Driven {
                 let number = self.number;
                 self.reports.put(self.found.drain(..).map(|report| (number, report)));
             }
-            if busy {
-                self.spin.worked();
-            } else if self.spin.may_spin(now) {
-                std::hint::spin_loop();
-            } else {
+            if !busy {
                 self.sleep();
             }
         }

@@ -176,6 +176,10 @@ impl Transport for TcpTransport {
         self.own.next_deadline()
     }
 
+    fn may_spin(&self) -> bool {
+        !self.spread.as_ref().is_some_and(Spread::is_shared)
+    }
+
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.spread.as_ref().map_or_else(|| self.own.wait_fd(), Spread::wait_fd))
     }

@@ -4,7 +4,6 @@
 mod certificates;
 
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use kvferry_core::Time;
 use kvferry_transport::conformance::{Clock, Rig};
@@ -64,7 +63,7 @@ fn pair_of_threads(
     let settings = Settings { works_max: WORKS_MAX, ..settings };
     let bind = |count| {
         let clock = clock.clone();
-        let threads = Threads { count, clock: Arc::new(move || clock.now()), spin: Duration::ZERO };
+        let threads = Threads { count, clock: Arc::new(move || clock.now()) };
         TcpTransport::bind_threads(([127, 0, 0, 1], 0).into(), &settings, &threads).expect("bind to loopback")
     };
     let (mut reader, mut holder) = (bind(readers), bind(holders));

@@ -124,6 +124,12 @@ pub trait Transport: Send {
     /// When a turn is due even if no byte comes. May be early, never late.
     fn next_deadline(&self) -> Option<Time>;
 
+    /// Whether a thread with nothing to do may spin for a while before it sleeps. Not while other threads are at the
+    /// same works: those are large, and the threads at the other end need the cores.
+    fn may_spin(&self) -> bool {
+        true
+    }
+
     /// Readable when a turn has something to do (an epoll fd). `None`: there is never anything to wait for; a turn
     /// that returned false has nothing to do before the next post, cancel or close.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;

@@ -160,6 +160,10 @@ impl Transport for Faulty {
         self.0.inner.next_deadline()
     }
 
+    fn may_spin(&self) -> bool {
+        self.0.inner.may_spin()
+    }
+
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         self.0.inner.wait_fd()
     }

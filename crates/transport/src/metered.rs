@@ -155,6 +155,10 @@ impl Transport for Metered {
         self.0.inner.next_deadline()
     }
 
+    fn may_spin(&self) -> bool {
+        self.0.inner.may_spin()
+    }
+
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
         self.0.inner.wait_fd()
     }

@@ -12,7 +12,7 @@ use std::fmt;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use kvferry_transport::COPY_THREADS_MAX;
-use kvferry_transport_tcp::STREAMS_MAX;
+use kvferry_transport_tcp::{STREAMS_MAX, THREADS_MAX};
 use serde::{Deserialize, Serialize};
 
 use super::size;
@@ -82,6 +82,8 @@ pub(crate) struct Cell {
     pub(crate) streams: usize,
     /// Threads that copy; 1 over TCP.
     pub(crate) copy_threads: usize,
+    /// Threads that move bytes over TCP, at each end; 1 for a copy.
+    pub(crate) data_threads: usize,
     /// Transfers in flight, at most.
     pub(crate) depth: u32,
     pub(crate) verify: Verify,
@@ -129,6 +131,8 @@ impl Cell {
         ensure!((1..=STREAMS_MAX).contains(&self.streams), "{} streams: 1 to {STREAMS_MAX}", self.streams);
         let threads = self.copy_threads;
         ensure!((1..=COPY_THREADS_MAX).contains(&threads), "{threads} threads that copy: 1 to {COPY_THREADS_MAX}");
+        let threads = self.data_threads;
+        ensure!((1..=THREADS_MAX).contains(&threads), "{threads} data threads: 1 to {THREADS_MAX}");
         ensure!((1..=DEPTH_MAX).contains(&self.depth), "a depth of {}: 1 to {DEPTH_MAX}", self.depth);
         ensure!(self.spin_us <= SPIN_US_MAX, "{} us of spinning: at most {SPIN_US_MAX}", self.spin_us);
         ensure!(self.region_bytes >= self.transfer_bytes(), "the region is smaller than one transfer");
@@ -171,6 +175,7 @@ pub(super) fn example() -> Cell {
         layers: 1,
         streams: 2,
         copy_threads: 1,
+        data_threads: 1,
         depth: 1,
         verify: Verify::Full,
         io: Asks::Auto,

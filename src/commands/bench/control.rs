@@ -29,7 +29,7 @@ use super::identity::Identity;
 use super::measure::Calls;
 
 /// Raised with every change of the messages.
-pub(super) const PROTOCOL: u32 = 2;
+pub(super) const PROTOCOL: u32 = 3;
 /// Longest message; 64 keys in decimal numbers take 9 KiB.
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// How long an answer may take; filling and checking 16 GiB of memory takes a few seconds.

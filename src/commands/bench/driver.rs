@@ -36,13 +36,14 @@ pub(super) struct Driver<T> {
 }
 
 impl<T: Transport> Driver<T> {
-    pub(super) fn new(transport: T, endpoint: EndpointId, spin_us: u32) -> Self {
+    /// Time counts from `origin`, at every thread of the transport.
+    pub(super) fn new(transport: T, endpoint: EndpointId, spin_us: u32, origin: Instant) -> Self {
         let spin = Spin::new(Duration::from_micros(spin_us.into()));
         let events = Vec::with_capacity(256);
-        Self { transport, endpoint, origin: Instant::now(), spin, looked_at: 0, sleeps: 0, events }
+        Self { transport, endpoint, origin, spin, looked_at: 0, sleeps: 0, events }
     }
 
-    /// Nanoseconds since this driver was made.
+    /// Nanoseconds since the origin.
     pub(super) fn now_ns(&self) -> u64 {
         u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
@@ -75,7 +76,7 @@ impl<T: Transport> Driver<T> {
     /// is readable.
     pub(super) fn wait(&mut self, wake_at: Option<u64>, also: Option<BorrowedFd<'_>>) -> bool {
         let now = self.now_ns();
-        if self.spin.may_spin(Time::from_nanos(now)) {
+        if self.transport.may_spin() && self.spin.may_spin(Time::from_nanos(now)) {
             std::hint::spin_loop();
             return self.look(also);
         }

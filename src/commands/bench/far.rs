@@ -11,7 +11,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -31,7 +31,7 @@ use super::driver::{Driver, cpu_s, explain};
 use super::identity::Identity;
 use super::measure::Calls;
 use super::placement::Placement;
-use super::settings::{ENDPOINT, settings};
+use super::settings::{ENDPOINT, bind};
 
 /// Most works posted ahead; the transport's own limit.
 const AHEAD_MAX: u64 = 1024;
@@ -161,10 +161,10 @@ impl Session {
             Direction::Write => self.arena.target(cell.region_bytes)?,
         };
         let address = SocketAddr::new(self.line.stream().local_addr()?.ip(), 0);
-        let transport =
-            TcpTransport::bind(address, &settings(cell, identity)?).context("listen for data connections")?;
+        let origin = Instant::now();
+        let transport = bind(address, cell, identity, origin).context("listen for data connections")?;
         let port = transport.local_addr()?.port();
-        let mut driver = Driver::new(transport, ENDPOINT, cell.spin_us);
+        let mut driver = Driver::new(transport, ENDPOINT, cell.spin_us, origin);
         let role = match cell.direction {
             Direction::Read => Role::Serves,
             Direction::Write => Role::Reads,

@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use kvferry_core::lease::LeaseGate;
@@ -19,7 +19,6 @@ use kvferry_memory::Region;
 use kvferry_transport::{
     CopySettings, CopyTransport, Dial, Event, Key, ReadWork, Role, ServeWork, Source, Start, Transport, Work,
 };
-use kvferry_transport_tcp::TcpTransport;
 
 use super::arena::Arena;
 use super::cell::{Cell, Direction, Via};
@@ -31,7 +30,7 @@ use super::measure::{Calls, Round, histogram};
 use super::pace::Pace;
 use super::placement::Placement;
 use super::progress::Progress;
-use super::settings::{ENDPOINT, settings};
+use super::settings::{ENDPOINT, bind};
 use crate::random;
 
 /// What is moved before the timed part: one transfer at least, or this long.
@@ -63,7 +62,7 @@ fn copy(cell: &Cell, placement: Placement, arena: &mut Arena, check: bool, progr
     let works_max = usize::try_from(cell.depth)?;
     let transport =
         CopyTransport::new(CopySettings { works_max, threads: cell.copy_threads, ..CopySettings::default() });
-    let driver = Driver::new(transport, CopyTransport::ENDPOINT, cell.spin_us);
+    let driver = Driver::new(transport, CopyTransport::ENDPOINT, cell.spin_us, Instant::now());
     let moves = Moves::Copy { source, target: Arc::clone(&target) };
     let mut initiator = Initiator { cell, placement, driver, moves, next: 0, under_way: Vec::new() };
     initiator.warm_up()?;
@@ -90,16 +89,16 @@ fn tcp(
     };
     let keys = (0..cell.streams).map(|_| random::key()).collect::<Result<Vec<Key>>>()?;
     let identity = cell.tls.then(Identity::throw_away).transpose()?;
-    let settings = settings(cell, identity.as_ref())?;
+    let own = SocketAddr::new(line.stream().local_addr()?.ip(), 0);
+    let origin = Instant::now();
+    let transport = bind(own, cell, identity.as_ref(), origin).context("set up the transport")?;
     let port = match line.ask(&Ask::Open { cell: Box::new(cell.clone()), keys: keys.clone(), identity })? {
         Reply::Opened { port } => port,
         other => return unexpected(&other),
     };
     let address = SocketAddr::new(line.stream().peer_addr()?.ip(), port);
-    let own = SocketAddr::new(line.stream().local_addr()?.ip(), 0);
-    let transport = TcpTransport::bind(own, &settings).context("set up the transport")?;
     let moved_by = format!("{}, {}", transport.choice().io, transport.congestion()?);
-    let mut driver = Driver::new(transport, ENDPOINT, cell.spin_us);
+    let mut driver = Driver::new(transport, ENDPOINT, cell.spin_us, origin);
     let (now, deadline) = (driver.now(), driver.connect_deadline());
     driver.transport.connect(now, Dial { endpoint: ENDPOINT, role, address, keys, deadline })?;
     driver.wait_up().context("connect to the far end")?;

@@ -67,6 +67,9 @@ pub(crate) struct Options {
     /// TCP connections.
     #[arg(long, value_delimiter = ',', default_value = "2", value_name = "N,...")]
     streams: Vec<usize>,
+    /// Threads that share the streams, at each end; a daemon's is `limits.data_threads`.
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    data_threads: usize,
     /// Threads that copy, with --transport copy.
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,...")]
     copy_threads: Vec<usize>,
@@ -152,6 +155,7 @@ impl Options {
                         layers: shape.layers,
                         streams: if is_copy { 1 } else { lanes },
                         copy_threads: if is_copy { lanes } else { 1 },
+                        data_threads: if is_copy { 1 } else { self.data_threads },
                         depth,
                         verify: if is_copy { Verify::Full } else { self.verify },
                         io: if is_copy { Asks::Auto } else { self.io },
@@ -332,6 +336,8 @@ mod tests {
             "--streams 100",
             "--copy-threads 0",
             "--copy-threads 65",
+            "--data-threads 0",
+            "--data-threads 17",
             "--depth 0",
             "--depth 100000",
             "--spin-us 99999999",
