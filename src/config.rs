@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kvferry_transport::COPY_THREADS_MAX;
-use kvferry_transport_tcp::{Congestion, Io};
+use kvferry_transport_tcp::{Congestion, Io, THREADS_MAX};
 
 use raw::RawConfig;
 
@@ -26,6 +26,8 @@ const ADDRESS_LENGTH_MAX: usize = 253 + 6;
 /// Most threads that copy on one node unless the config says more: four cores move some 40 GB/s, and the engines want
 /// the rest.
 const COPY_THREADS_DEFAULT_MAX: usize = 4;
+/// Data threads by default, where there are as many cores: two carry what a fast network does (docs/adr/0019).
+const DATA_THREADS_DEFAULT_MAX: usize = 2;
 
 /// A smaller buffer holds less than two packets of a loopback device; a larger one than a GiB is a slip of the pen.
 const SOCKET_BUFFER_KIB: std::ops::RangeInclusive<u32> = 128..=1 << 20;
@@ -93,6 +95,7 @@ pub(crate) struct Limits {
     pub(crate) peer_idle_max: Duration,
     pub(crate) spin: Duration,
     pub(crate) copy_threads: usize,
+    pub(crate) data_threads: usize,
     pub(crate) realtime: Realtime,
     pub(crate) peer_bytes_per_second_max: Option<u64>,
 }
@@ -341,6 +344,7 @@ impl raw::Limits {
             peer_idle_s_max,
             spin_us,
             copy_threads,
+            data_threads,
             realtime_priority: _,
             peer_bytes_per_second_max,
         } = self;
@@ -375,6 +379,10 @@ impl raw::Limits {
             copy_threads: match copy_threads {
                 Some(threads) => count("copy_threads", threads, COPY_THREADS_MAX as u64)?,
                 None => std::thread::available_parallelism().map_or(1, usize::from).min(COPY_THREADS_DEFAULT_MAX),
+            },
+            data_threads: match data_threads {
+                Some(threads) => count("data_threads", threads, THREADS_MAX as u64)?,
+                None => std::thread::available_parallelism().map_or(1, usize::from).min(DATA_THREADS_DEFAULT_MAX),
             },
             realtime,
             peer_bytes_per_second_max: match peer_bytes_per_second_max {

@@ -148,11 +148,15 @@ def _options() -> frozenset[str]:
     return frozenset(re.findall(r"--[a-z][a-z-]*", done.stdout)) if done.returncode == 0 else frozenset()
 
 
+TLS_CELLS = (*LARGE, *SHAPED)
 KVFERRIES: tuple[Peer, ...] = (
     Kvferry("kvferry", "KVFerry", ("lo", "lo-busy", "veth", "veth-busy", "link")),
     Kvferry("kvferry-unverified", "KVFerry, verification off", ("lo",), ("--verify", "off"), only=LARGE),
     Kvferry("kvferry-sleeping", "KVFerry, never spinning", ("lo",), ("--spin-us", "0"), only=LATENCY),
-    Kvferry("kvferry-tls", "KVFerry, TLS", ("lo", "link"), ("--tls",), only=(*LARGE, *SHAPED)),
+    Kvferry("kvferry-one-thread", "KVFerry, one data thread", ("lo",), ("--data-threads", "1"), only=LARGE),
+    Kvferry(
+        "kvferry-tls", "KVFerry, TLS, one data thread", ("lo", "link"), ("--tls", "--data-threads", "1"), only=TLS_CELLS
+    ),
     Kvferry("kvferry-copy-1", "KVFerry copy, one core", ("copy",), ("--copy-threads", "1")),
     Kvferry("kvferry-copy-2", "KVFerry copy, two cores", ("copy",), ("--copy-threads", "2")),
 )

@@ -17,6 +17,7 @@ from rows import Row
 Verdict = Literal["met", "missed", "not measured"]
 
 OURS = Source("kvferry")
+ONE_THREAD = Source("kvferry-one-thread")
 UNVERIFIED = Source("kvferry-unverified")
 TLS = Source("kvferry-tls")
 RAW = Source("raw-sockets")
@@ -133,9 +134,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
     ),
     Claim(
-        "TLS on the data path costs at most half of the rate on loopback.",
-        "a median ratio to our own plaintext below 0.5 in any of the cells",
-        tuple(Target("TLS against our own plaintext, loopback", "lo", cell, TLS, (OURS,), 0.5) for cell in LARGE),
+        "TLS on the data path, one data thread at each end, costs at most half of the rate on loopback.",
+        "a median ratio to our own plaintext on as many threads below 0.5 in any of the cells",
+        tuple(Target("TLS against our own plaintext, loopback", "lo", cell, TLS, (ONE_THREAD,), 0.5) for cell in LARGE),
     ),
     Claim(
         "And nothing that can be seen on a link of 10 Gbit/s.",

@@ -80,6 +80,7 @@ pub(super) struct Limits {
     pub(super) peer_idle_s_max: u64,
     pub(super) spin_us: u64,
     pub(super) copy_threads: Option<u64>,
+    pub(super) data_threads: Option<u64>,
     pub(super) realtime_priority: Option<u64>,
     pub(super) peer_bytes_per_second_max: u64,
 }
@@ -129,6 +130,7 @@ impl Default for Limits {
             peer_idle_s_max: 600,
             spin_us: 0,
             copy_threads: None,
+            data_threads: None,
             realtime_priority: None,
             peer_bytes_per_second_max: 0,
         }

@@ -41,6 +41,8 @@ fn limits_have_limits() {
     for (text, word) in [
         ("[limits]\ntransfers_max = 0", "transfers_max"),
         ("[limits]\ncopy_threads = 0", "copy_threads"),
+        ("[limits]\ndata_threads = 0", "data_threads"),
+        ("[limits]\ndata_threads = 17", "data_threads"),
         ("[limits]\ncopy_threads = 65", "copy_threads"),
         ("[limits]\nrealtime_priority = 100", "0 for none, or 1 to 99"),
         ("[limits]\nlease_ms_max = 99999999999", "lease_ms_max"),
@@ -68,6 +70,14 @@ fn copy_threads_follow_the_cores_unless_told() {
     assert_eq!(threads("[limits]\ncopy_threads = 7"), 7);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     assert_eq!(threads(""), cores.min(4));
+}
+
+#[test]
+fn data_threads_follow_the_cores_unless_told() {
+    let threads = |text| Config::parse(text).expect("accepted").limits.data_threads;
+    assert_eq!(threads("[limits]\ndata_threads = 3"), 3);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    assert_eq!(threads(""), cores.min(2));
 }
 
 #[test]

@@ -43,7 +43,7 @@ use kvferry_core::Epoch;
 use kvferry_core::ticket::TicketKey;
 use kvferry_proto::v1::peer_server::PeerServer;
 use kvferry_transport::{CopySettings, CopyTransport};
-use kvferry_transport_tcp::{TcpTransport, Tls};
+use kvferry_transport_tcp::{TcpTransport, Threads, Tls};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -99,8 +99,15 @@ impl Daemon {
             .with_context(|| format!("listen on peer.listen = {}", config.peer_listen))?;
         let peer = peer_listener.local_addr()?;
         let data_address = SocketAddr::new(peer.ip(), config.peer_data_port);
-        let tcp = TcpTransport::bind(data_address, &tcp_settings(&config, tls.data))
-            .with_context(|| format!("listen for data on {data_address} (peer.data_port, peer.io, peer.congestion)"))?;
+        let data_clock = Arc::new(move || clock.now());
+        let threads = Threads { count: limits.data_threads, clock: data_clock };
+        let tcp = TcpTransport::bind_threads(data_address, &tcp_settings(&config, tls.data), &threads).with_context(
+            || {
+                format!(
+                    "listen for data on {data_address} (peer.data_port, peer.io, peer.congestion, limits.data_threads)"
+                )
+            },
+        )?;
         tracing::info!("data connections by {}; congestion control: {}", tcp.choice(), tcp.congestion()?);
         let data = tcp.local_addr()?;
         let admin_listener = TcpListener::bind(config.admin_listen)

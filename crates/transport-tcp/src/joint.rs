@@ -261,14 +261,16 @@ mod tests {
 
     #[test]
     fn every_stream_has_one_thread() {
-        for streams in 1_usize..=64 {
+        for streams in 1..=64_u32 {
+            let last = streams - 1;
+            let streams = streams as usize;
             for threads in 1..=16 {
                 let joint = joint(streams, threads);
                 let all: Vec<usize> = (0..joint.thread_count()).flat_map(|number| joint.streams_of(number)).collect();
                 assert!(all.into_iter().eq(0..streams), "{streams} over {threads}");
                 assert!((0..joint.thread_count()).all(|number| !joint.streams_of(number).is_empty()));
                 assert!(joint.orders_for(0).is_none() && joint.orders_for(64).is_none());
-                assert!(threads == 1 || streams == 1 || joint.orders_for(streams as u32 - 1).is_some());
+                assert!(threads == 1 || streams == 1 || joint.orders_for(last).is_some());
             }
         }
     }
