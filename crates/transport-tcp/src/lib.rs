@@ -10,8 +10,9 @@
 //! lease was live after the last byte had left. A read completes with `Ok` only when all trailers say so. What the
 //! bytes look like is in [`frame`].
 //!
-//! One epoll or one ring of `io_uring`, as [`Settings::io`] says and the kernel allows; no threads, no clock: [`Transport::turn`](kvferry_transport::Transport::turn) does everything, and its
-//! `now` must be read anew for each call, because a trailer relies on it.
+//! One epoll or one ring of `io_uring` for each thread, as [`Settings::io`] says and the kernel allows. No thread and no
+//! clock but those of [`Threads`]: without them [`Transport::turn`](kvferry_transport::Transport::turn) does everything.
+//! Its `now` must be read anew for each call, because a trailer relies on it.
 //!
 //! Limits: [`Settings`]. Failure: a stream that breaks, stalls or says something else than the protocol ends its
 //! endpoint; everything posted completes exactly once, within its deadline. Shutdown: close the endpoints, or drop.
