@@ -108,7 +108,12 @@ impl Daemon {
                 )
             },
         )?;
-        tracing::info!("data connections by {}; congestion control: {}", tcp.choice(), tcp.congestion()?);
+        tracing::info!(
+            "data connections by {}; congestion control: {}; threads: {}",
+            tcp.choice(),
+            tcp.congestion()?,
+            tcp.thread_count()
+        );
         let data = tcp.local_addr()?;
         let admin_listener = TcpListener::bind(config.admin_listen)
             .await

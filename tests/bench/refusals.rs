@@ -55,11 +55,11 @@ fn a_far_end_outlives_bad_callers() {
     let address = line.strip_prefix("listening on ").expect("its address");
     assert!(answer(address, b"GET / HTTP/1.1\r\n\r\n").contains("does not speak"));
     assert!(answer(address, b"\"ready\"\n").contains("greeting"));
-    assert!(answer(address, b"{\"hello\":{\"protocol\":2,\"version\":\"9.9.9\"}}\n").contains("use the same"));
+    assert!(answer(address, b"{\"hello\":{\"protocol\":3,\"version\":\"9.9.9\"}}\n").contains("use the same"));
     answer(address, &vec![b'x'; 1 << 20]);
     answer(address, b"");
-    let hello = format!("{{\"hello\":{{\"protocol\":2,\"version\":\"{}\"}}}}\n", env!("CARGO_PKG_VERSION"));
-    let other_build = hello.replace("\"protocol\":2", "\"protocol\":1");
+    let hello = format!("{{\"hello\":{{\"protocol\":3,\"version\":\"{}\"}}}}\n", env!("CARGO_PKG_VERSION"));
+    let other_build = hello.replace("\"protocol\":3", "\"protocol\":1");
     assert!(answer(address, other_build.as_bytes()).contains("use the same build"));
     let cell = |change: (&str, &str)| {
         let rows = parse(&stdout(&format!("{TINY} --transport copy --json")));

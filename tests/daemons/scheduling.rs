@@ -78,20 +78,21 @@ fn without_the_capability(rtprio: u32, skipped: &str) -> Option<Vec<String>> {
 }
 
 fn limited(limits: &str) -> DaemonOptions {
-    DaemonOptions { limits: format!("copy_threads = 2\n{limits}"), ..Default::default() }
+    DaemonOptions { limits: format!("copy_threads = 2\ndata_threads = 2\n{limits}"), ..Default::default() }
 }
 
 /// The threads that engines wait for. A thread has its own name from its first moment on a core.
 fn serving(daemon: &Daemon) -> Vec<Thread> {
     let all = || threads(daemon);
     wait(
-        || format!("control, data and one copy thread: {:?}", all()),
+        || format!("control, two data threads and one copy thread: {:?}", all()),
         || {
             let mut serving = all();
             // The kernel's workers of an io_uring come and go.
             serving.retain(|thread| thread.name != "kvferry-files" && !thread.name.starts_with("iou-"));
             let named = |name: &str| serving.iter().filter(|thread| thread.name == name).count() == 1;
-            let complete = named("kvferry-data") && named("kvferry-copy-1") && serving.len() == 3;
+            let complete =
+                ["kvferry-data", "kvferry-data-1", "kvferry-copy-1"].into_iter().all(named) && serving.len() == 4;
             (complete && serving.iter().any(|thread| thread.is_control)).then_some(serving)
         },
     )

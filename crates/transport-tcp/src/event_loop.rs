@@ -159,12 +159,12 @@ impl EventLoop {
         self.ids.insert(admission.endpoint, slot);
     }
 
-    /// Ends an endpoint; an unknown one is ignored.
-    pub(crate) fn close(&mut self, endpoint: EndpointId) {
+    /// Ends an endpoint, and with this fault all its works; an unknown one is ignored.
+    pub(crate) fn close(&mut self, endpoint: EndpointId, fault: Fault) {
         let Some(&slot) = self.ids.get(&endpoint) else { return };
         let closed = self.remove(slot);
         let mut reports = std::mem::take(&mut self.pending);
-        self.let_go(closed, Fault::Cancelled, &mut reports);
+        self.let_go(closed, fault, &mut reports);
         self.pending = reports;
     }
 

@@ -122,6 +122,11 @@ impl Joint {
         self.fault.is_none()
     }
 
+    /// Why it ends, if it does.
+    pub(crate) const fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
     /// It ends, for this reason unless there was one before.
     pub(crate) fn fail(&mut self, fault: Fault) {
         self.fault.get_or_insert(fault);
@@ -173,6 +178,8 @@ impl Joint {
                 open.fault = Some(fault);
                 self.call_off(done.id);
             }
+            // A cancel follows from another's fault as often as not, and may overtake it by way of the peer.
+            Err(fault) if open.fault == Some(Fault::Cancelled) => open.fault = Some(fault),
             Err(_) => {}
         }
         if !is_over {
@@ -304,6 +311,14 @@ mod tests {
         assert_eq!(joint.handle(0, done(6, Err(Fault::Deadline))), None);
         assert!(matches!(joint.orders[0].take()[..], [Order::Cancel(ID, WorkId(6))]));
         assert_eq!(joint.handle(1, done(6, Ok(7))), Some(done(6, Err(Fault::Deadline))), "half is nothing");
+    }
+
+    #[test]
+    fn a_fault_counts_more_than_the_cancel_that_came_of_it() {
+        let mut joint = joint(2, 2);
+        open(&mut joint, 5);
+        assert_eq!(joint.handle(0, done(5, Err(Fault::Cancelled))), None);
+        assert_eq!(joint.handle(1, done(5, Err(Fault::LeaseEnded))), Some(done(5, Err(Fault::LeaseEnded))));
     }
 
     #[test]

@@ -60,6 +60,11 @@ impl Spread {
         self.gate.as_fd()
     }
 
+    /// All of them, with the own one.
+    pub(crate) const fn thread_count(&self) -> usize {
+        self.threads.len() + 1
+    }
+
     pub(crate) fn counters(&self) -> impl Iterator<Item = Counters> {
         self.threads.iter().map(DataThread::counters)
     }
@@ -189,8 +194,9 @@ fn tell_own(joint: &mut Joint, own: &mut EventLoop, now: Time, reports: &Mailbox
     }
 }
 
-/// Those who are down already ignore it.
+/// For the reason that the joint has; those who are down already ignore it.
 fn close_all(joint: &Joint, own: &mut EventLoop) {
-    own.close(joint.id);
-    joint.order_others(|_| Order::Close(joint.id));
+    let Some(fault) = joint.fault() else { return };
+    own.close(joint.id, fault);
+    joint.order_others(|_| Order::Close(joint.id, fault));
 }

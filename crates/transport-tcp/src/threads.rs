@@ -56,7 +56,7 @@ impl fmt::Debug for Threads {
 pub(crate) enum Order {
     Admit(Admission, Place),
     Cancel(EndpointId, WorkId),
-    Close(EndpointId),
+    Close(EndpointId, Fault),
     Connect(Dial, Place),
     Post(EndpointId, Work, Shares),
     Stop,
@@ -155,7 +155,7 @@ impl Driven {
                     endpoint.cancel(now, work);
                 }
             }
-            Order::Close(endpoint) => self.event_loop.close(endpoint),
+            Order::Close(endpoint, fault) => self.event_loop.close(endpoint, fault),
             Order::Connect(dial, place) => {
                 if let Err(fault) = self.event_loop.connect(now, &dial, place) {
                     self.found.push(Report::down(dial.endpoint, fault));

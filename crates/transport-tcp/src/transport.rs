@@ -87,6 +87,12 @@ impl TcpTransport {
         others.fold(self.own.counters(), Counters::plus)
     }
 
+    /// Threads that move bytes, with the one that calls [`turn`](Transport::turn).
+    #[must_use]
+    pub fn thread_count(&self) -> usize {
+        self.spread.as_ref().map_or(1, Spread::thread_count)
+    }
+
     /// What moves the bytes, and why.
     #[must_use]
     pub const fn choice(&self) -> &Choice {
@@ -140,7 +146,7 @@ impl Transport for TcpTransport {
     fn close(&mut self, now: Time, endpoint: EndpointId) {
         match &mut self.spread {
             Some(spread) if spread.is_known(endpoint) => spread.close(&mut self.own, now, endpoint),
-            _ => self.own.close(endpoint),
+            _ => self.own.close(endpoint, Fault::Cancelled),
         }
     }
 
