@@ -423,6 +423,15 @@ impl TcpEndpoint {
         self.alarm = self.alarm.min(deadline);
         Ok(())
     }
+
+    /// Ends a work early, for this reason; an id that is not in flight is ignored.
+    pub(crate) fn stop(&mut self, id: WorkId, fault: Fault) {
+        match &mut self.side {
+            Side::Holder(holder) => holder.stop(&mut self.streams, id, fault, &mut self.done),
+            Side::Reader(reader) => reader.stop(&mut self.streams, id, fault, &mut self.done),
+        }
+        self.attention = true;
+    }
 }
 
 impl Endpoint for TcpEndpoint {
@@ -432,11 +441,7 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn cancel(&mut self, _now: Time, id: WorkId) {
-        match &mut self.side {
-            Side::Holder(holder) => holder.cancel(&mut self.streams, id, &mut self.done),
-            Side::Reader(reader) => reader.cancel(&mut self.streams, id, &mut self.done),
-        }
-        self.attention = true;
+        self.stop(id, Fault::Cancelled);
     }
 
     fn in_flight(&self) -> usize {

@@ -163,10 +163,15 @@ impl HolderSide {
         Ok(())
     }
 
-    /// Ends a work early, if it has not ended.
-    pub(crate) fn cancel(&mut self, streams: &mut [Stream], id: WorkId, done: &mut Vec<Completion>) {
+    /// Ends a work early, for this reason, which the trailers tell, if it has not ended.
+    pub(crate) fn stop(&mut self, streams: &mut [Stream], id: WorkId, fault: Fault, done: &mut Vec<Completion>) {
         if let Some(&slot) = self.ids.get(&id) {
-            self.end(streams, slot, Outcome::Withdrawn, Fault::Cancelled, done);
+            let outcome = match fault {
+                Fault::Deadline => Outcome::Deadline,
+                Fault::LeaseEnded => Outcome::LeaseEnded,
+                _ => Outcome::Withdrawn,
+            };
+            self.end(streams, slot, outcome, fault, done);
         }
     }
 

@@ -24,7 +24,8 @@ use crate::threads::Order;
 /// What the own thread, number 0, must be told.
 pub(crate) enum Told {
     Post(Work, Shares),
-    Cancel(WorkId),
+    /// Ends a work early, for this reason.
+    Stop(WorkId, Fault),
 }
 
 /// See the module.
@@ -176,7 +177,7 @@ impl Joint {
             Ok(bytes) => open.bytes += bytes,
             Err(fault) if open.fault.is_none() => {
                 open.fault = Some(fault);
-                self.call_off(done.id);
+                self.call_off(done.id, fault);
             }
             // A cancel follows from another's fault as often as not, and may overtake it by way of the peer.
             Err(fault) if open.fault == Some(Fault::Cancelled) => open.fault = Some(fault),
@@ -190,13 +191,13 @@ impl Joint {
         Some(Completion { id: done.id, result: open.fault.map_or(Ok(open.bytes), Err) })
     }
 
-    /// Tells those who are still at a work to end it.
-    fn call_off(&mut self, id: WorkId) {
+    /// Tells those who are still at a work to end it. The reason goes along, as each part's trailer tells the peer.
+    fn call_off(&mut self, id: WorkId, fault: Fault) {
         let Some(open) = self.works.get(&id) else { return };
         for &number in &open.threads {
             match number.checked_sub(1) {
-                None => self.told.push(Told::Cancel(id)),
-                Some(other) => self.orders[other].put([Order::Cancel(self.id, id)]),
+                None => self.told.push(Told::Stop(id, fault)),
+                Some(other) => self.orders[other].put([Order::Stop(self.id, id, fault)]),
             }
         }
     }
@@ -247,7 +248,7 @@ impl Endpoint for Joint {
     }
 
     fn cancel(&mut self, _now: Time, id: WorkId) {
-        self.call_off(id);
+        self.call_off(id, Fault::Cancelled);
     }
 
     fn in_flight(&self) -> usize {
@@ -305,11 +306,11 @@ mod tests {
         let mut joint = joint(2, 2);
         open(&mut joint, 5);
         assert_eq!(joint.handle(1, done(5, Err(Fault::ChecksumMismatch))), None);
-        assert!(matches!(joint.take_told()[..], [Told::Cancel(WorkId(5))]));
+        assert!(matches!(joint.take_told()[..], [Told::Stop(WorkId(5), Fault::ChecksumMismatch)]));
         assert_eq!(joint.handle(0, done(5, Err(Fault::Cancelled))), Some(done(5, Err(Fault::ChecksumMismatch))));
         open(&mut joint, 6);
         assert_eq!(joint.handle(0, done(6, Err(Fault::Deadline))), None);
-        assert!(matches!(joint.orders[0].take()[..], [Order::Cancel(ID, WorkId(6))]));
+        assert!(matches!(joint.orders[0].take()[..], [Order::Stop(ID, WorkId(6), Fault::Deadline)]));
         assert_eq!(joint.handle(1, done(6, Ok(7))), Some(done(6, Err(Fault::Deadline))), "half is nothing");
     }
 

@@ -165,10 +165,10 @@ impl ReaderSide {
         Ok(())
     }
 
-    /// Ends a read early, if it has not ended.
-    pub(crate) fn cancel(&mut self, streams: &mut [Stream], id: WorkId, done: &mut Vec<Completion>) {
+    /// Ends a read early, for this reason, if it has not ended.
+    pub(crate) fn stop(&mut self, streams: &mut [Stream], id: WorkId, fault: Fault, done: &mut Vec<Completion>) {
         if let Some(&slot) = self.ids.get(&id) {
-            self.fail(streams, slot, Fault::Cancelled, done);
+            self.fail(streams, slot, fault, done);
         }
     }
 

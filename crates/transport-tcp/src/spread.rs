@@ -188,8 +188,8 @@ fn tell_own(joint: &mut Joint, own: &mut EventLoop, now: Time, reports: &Mailbox
                     reports.put([(0, Report { endpoint, event })]);
                 }
             }
-            (Told::Cancel(id), Some(part)) => part.cancel(now, id),
-            (Told::Cancel(_), None) => {}
+            (Told::Stop(id, fault), Some(part)) => part.stop(id, fault),
+            (Told::Stop(..), None) => {}
         }
     }
 }

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvferry_core::{Time, WorkId};
-use kvferry_transport::{Admission, Completion, Dial, Endpoint as _, EndpointId, Event, Fault, Work};
+use kvferry_transport::{Admission, Completion, Dial, EndpointId, Event, Fault, Work};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::Counters;
@@ -55,11 +55,12 @@ impl fmt::Debug for Threads {
 /// What a thread is told.
 pub(crate) enum Order {
     Admit(Admission, Place),
-    Cancel(EndpointId, WorkId),
     Close(EndpointId, Fault),
     Connect(Dial, Place),
     Post(EndpointId, Work, Shares),
-    Stop,
+    /// Ends a work early, for this reason.
+    Stop(EndpointId, WorkId, Fault),
+    Quit,
     Welcome(Caller),
 }
 
@@ -101,7 +102,7 @@ impl DataThread {
 
 impl Drop for DataThread {
     fn drop(&mut self) {
-        self.orders.put([Order::Stop]);
+        self.orders.put([Order::Quit]);
         if let Some(thread) = self.thread.take() {
             // It panicked: that was told where it happened.
             let _ = thread.join();
@@ -126,7 +127,7 @@ impl Driven {
             let orders = self.orders.take();
             let mut busy = !orders.is_empty();
             for order in orders {
-                if matches!(order, Order::Stop) {
+                if matches!(order, Order::Quit) {
                     return;
                 }
                 self.carry_out(order, now);
@@ -150,11 +151,6 @@ impl Driven {
     fn carry_out(&mut self, order: Order, now: Time) {
         match order {
             Order::Admit(admission, place) => self.event_loop.admit(&admission, place),
-            Order::Cancel(endpoint, work) => {
-                if let Some(endpoint) = self.event_loop.endpoint(endpoint) {
-                    endpoint.cancel(now, work);
-                }
-            }
             Order::Close(endpoint, fault) => self.event_loop.close(endpoint, fault),
             Order::Connect(dial, place) => {
                 if let Err(fault) = self.event_loop.connect(now, &dial, place) {
@@ -172,7 +168,12 @@ impl Driven {
                     self.found.push(Report { endpoint, event });
                 }
             }
-            Order::Stop => {}
+            Order::Stop(endpoint, work, fault) => {
+                if let Some(endpoint) = self.event_loop.endpoint(endpoint) {
+                    endpoint.stop(work, fault);
+                }
+            }
+            Order::Quit => {}
             Order::Welcome(caller) => self.event_loop.welcome(caller, now),
         }
     }
