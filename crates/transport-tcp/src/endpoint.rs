@@ -9,8 +9,7 @@
 //! of them.
 
 use std::net::TcpStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kvferry_core::{Time, WorkId};
@@ -20,6 +19,7 @@ use rustix::event::epoll::EventFlags;
 use crate::admission::{Caller, keys_match};
 use crate::frame::Frame;
 use crate::holder::HolderSide;
+use crate::joint::Place;
 use crate::reader::ReaderSide;
 use crate::settings::Settings;
 use crate::share::{Shares, shares};
@@ -28,15 +28,6 @@ use crate::tls::Channel;
 use crate::token::Token;
 use crate::uring::{Direction, Parting, Ring};
 use crate::wire::Wire;
-
-/// What the streams here are of the whole endpoint, which may have others in other event loops.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Place {
-    /// Which stream of the whole is the first here.
-    pub(crate) first: u32,
-    /// Completed reads of which bytes may still come, so that each has a slot here.
-    pub(crate) draining: Arc<AtomicUsize>,
-}
 
 /// One endpoint of a [`TcpTransport`](crate::TcpTransport).
 pub(crate) struct TcpEndpoint {

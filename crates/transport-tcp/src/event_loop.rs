@@ -21,7 +21,8 @@ use slab::Slab;
 
 use crate::Counters;
 use crate::admission::{Caller, Door, Heard};
-use crate::endpoint::{Place, TcpEndpoint};
+use crate::endpoint::TcpEndpoint;
+use crate::joint::Place;
 use crate::settings::{STREAMS_MAX, Settings};
 use crate::socket;
 use crate::stream::INTEREST;

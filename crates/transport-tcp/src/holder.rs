@@ -16,8 +16,9 @@
 //! a reader that breaks the rules is [`Fault::Protocol`], which ends the endpoint.
 
 mod push;
+mod stop;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use kvferry_core::plan::{Cursor, Side};
 use kvferry_core::{Time, WorkId};
@@ -40,6 +41,9 @@ pub(crate) struct HolderSide {
     ids: HashMap<WorkId, usize>,
     /// Fetches whose work has not been posted yet.
     early: EarlyFetches,
+    /// Works that ended here because of what another thread met, before all parts were fetched: a fetch that comes late
+    /// hears why. The oldest is forgotten first, and is unknown then.
+    called_off: VecDeque<(WorkId, Outcome)>,
     outflows: Vec<Outflow>,
     pace: Pace,
     /// The stream to begin a turn with: the one behind the stream that began the last piece, so that a pace which
@@ -61,6 +65,7 @@ impl HolderSide {
             serves: Slab::new(),
             ids: HashMap::new(),
             early: EarlyFetches::new(stream_count, settings),
+            called_off: VecDeque::new(),
             outflows: (0..stream_count).map(|_| Outflow::new()).collect(),
             pace: Pace::new(settings.endpoint_bytes_per_second_max),
             first: 0,
@@ -163,18 +168,6 @@ impl HolderSide {
         Ok(())
     }
 
-    /// Ends a work early, for this reason, which the trailers tell, if it has not ended.
-    pub(crate) fn stop(&mut self, streams: &mut [Stream], id: WorkId, fault: Fault, done: &mut Vec<Completion>) {
-        if let Some(&slot) = self.ids.get(&id) {
-            let outcome = match fault {
-                Fault::Deadline => Outcome::Deadline,
-                Fault::LeaseEnded => Outcome::LeaseEnded,
-                _ => Outcome::Withdrawn,
-            };
-            self.end(streams, slot, outcome, fault, done);
-        }
-    }
-
     /// Ends the works whose deadline has passed and refuses the fetches that waited too long.
     pub(crate) fn expire(&mut self, streams: &mut [Stream], now: Time, done: &mut Vec<Completion>) {
         let late = |(slot, serve): (usize, &Serve)| (serve.deadline <= now).then_some(slot);
@@ -246,6 +239,8 @@ impl HolderSide {
                 let fetch = Fetch { stream: index, work, tag, digest };
                 if let Some(&slot) = self.ids.get(&work) {
                     self.start(streams, slot, &fetch);
+                } else if let Some(&(_, outcome)) = self.called_off.iter().find(|(id, _)| *id == work) {
+                    streams[index].push(&Frame::Trailer { work, tag, bytes: 0, digest, outcome }.encode());
                 } else if !self.early.wait(fetch, now) {
                     streams[index].push(&fetch.refusal());
                 }

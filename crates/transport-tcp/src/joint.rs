@@ -16,10 +16,18 @@ use kvferry_core::plan::Side;
 use kvferry_core::{Time, WorkId};
 use kvferry_transport::{Completion, Endpoint, EndpointId, Event, Fault, Role, Source, Work, plan_fits};
 
-use crate::endpoint::Place;
 use crate::mailbox::Mailbox;
 use crate::share::{Shares, shares};
 use crate::threads::Order;
+
+/// What the streams here are of the whole endpoint, which may have others in other event loops.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Place {
+    /// Which stream of the whole is the first here.
+    pub(crate) first: u32,
+    /// Completed reads of which bytes may still come, so that each has a slot here.
+    pub(crate) draining: Arc<AtomicUsize>,
+}
 
 /// What the own thread, number 0, must be told.
 pub(crate) enum Told {

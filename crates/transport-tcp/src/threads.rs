@@ -23,8 +23,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::Counters;
 use crate::admission::Caller;
-use crate::endpoint::Place;
 use crate::event_loop::{EventLoop, Report};
+use crate::joint::Place;
 use crate::mailbox::Mailbox;
 use crate::settings::Settings;
 use crate::share::Shares;

@@ -12,8 +12,8 @@ use kvferry_transport::{Admission, Dial, Endpoint, EndpointId, Event, Fault, Tra
 
 use crate::Counters;
 use crate::admission::Door;
-use crate::endpoint::Place;
 use crate::event_loop::{EventLoop, Report};
+use crate::joint::Place;
 use crate::settings::Settings;
 use crate::spread::Spread;
 use crate::threads::{THREADS_MAX, Threads};

@@ -14,7 +14,7 @@ use kvferry_memory::{Meter, Region};
 use kvferry_transport::{
     Admission, Completion, EndpointId, Event, Fault, Key, Role, ServeWork, Start, Transport, Work,
 };
-use kvferry_transport_tcp::frame::{Frame, HEADER_BYTES};
+use kvferry_transport_tcp::frame::{Frame, HEADER_BYTES, Outcome, Tag};
 use kvferry_transport_tcp::{Settings, TcpTransport, Threads};
 
 const ENDPOINT: EndpointId = EndpointId(4);
@@ -57,15 +57,18 @@ impl Stage {
         }
     }
 
+    fn post(&mut self, serve: ServeWork) {
+        let endpoint = self.transport.endpoint(ENDPOINT).expect("up");
+        endpoint.post(Time::default(), Work::Serve(serve)).expect("post");
+    }
+
     /// Both streams, welcomed.
     fn joined(&mut self) -> [TcpStream; 2] {
         let mut streams = [0, 1].map(|index| hello(self.address(), index, KEYS[index as usize]));
         self.until("the endpoint", |stage| stage.events == [Event::EndpointUp(ENDPOINT)]);
         self.events.clear();
         for stream in &mut streams {
-            let mut header = [0; HEADER_BYTES];
-            stream.read_exact(&mut header).expect("a frame");
-            assert_eq!(Frame::decode(&header).expect("of ours"), Frame::Welcome);
+            assert_eq!(next_frame(stream), Frame::Welcome);
         }
         streams
     }
@@ -77,24 +80,24 @@ fn hello(address: SocketAddr, stream: u32, key: Key) -> TcpStream {
     socket
 }
 
-fn serve() -> Work {
+/// Serves this many bytes in one block.
+fn serve(bytes: u32, lease: LeaseGate) -> ServeWork {
     let span = LayerSpan {
         layer_count: 1,
         offset: 0,
-        layer_stride: BYTES.into(),
-        block_stride: BYTES.into(),
+        layer_stride: bytes.into(),
+        block_stride: bytes.into(),
         head_count: 1,
         token_count: 1,
-        content_bytes: BYTES,
+        content_bytes: bytes,
     };
-    let layout = Layout::new(AxisOrder::Lbnhc, 1, BYTES.into(), vec![GroupLayout { spans: vec![span] }]);
+    let layout = Layout::new(AxisOrder::Lbnhc, 1, bytes.into(), vec![GroupLayout { spans: vec![span] }]);
     let layout = layout.expect("a layout of one block");
     let blocks = [GroupBlocks { group: 0, source: vec![BlockIndex(0)], target: vec![BlockIndex(0)] }];
     let plan = Arc::new(Plan::compile(&layout, &layout, &blocks).expect("a plan of one block"));
-    let fd = kvferry_memory::create("threads", 4096).expect("create");
-    let source = Region::map(fd, 4096, &Meter::new()).expect("map");
-    let (lease, start) = (LeaseGate::new(Time::NEVER), Start::Fetched);
-    Work::Serve(ServeWork { id: WORK, plan, source, lease, start, deadline: Time::NEVER })
+    let fd = kvferry_memory::create("threads", bytes.into()).expect("create");
+    let source = Region::map(fd, bytes.into(), &Meter::new()).expect("map");
+    ServeWork { id: WORK, plan, source, lease, start: Start::Fetched, deadline: Time::NEVER }
 }
 
 #[test]
@@ -102,7 +105,7 @@ fn a_stream_that_ends_on_one_thread_ends_works_of_the_other_for_the_same_reason(
     for gone in [0, 1] {
         let mut stage = Stage::new();
         let [first, second] = stage.joined();
-        stage.transport.endpoint(ENDPOINT).expect("up").post(Time::default(), serve()).expect("post");
+        stage.post(serve(BYTES, LeaseGate::new(Time::NEVER)));
         let _stays = if gone == 0 {
             drop(first);
             second
@@ -115,6 +118,36 @@ fn a_stream_that_ends_on_one_thread_ends_works_of_the_other_for_the_same_reason(
         let ended = Event::Completed(Completion { id: WORK, result: Err(fault) });
         assert_eq!(stage.events, [ended, Event::EndpointDown(ENDPOINT, fault)], "stream {gone} went");
         assert!(stage.transport.endpoint(ENDPOINT).is_none());
+    }
+}
+
+fn next_frame(stream: &mut TcpStream) -> Frame {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).expect("a frame");
+    Frame::decode(&header).expect("of ours")
+}
+
+#[test]
+fn a_fetch_that_comes_late_hears_why_the_work_ended_at_the_other_thread() {
+    let mut stage = Stage::new();
+    let mut streams = stage.joined();
+    // Large enough for both.
+    let work = serve(1 << 20, LeaseGate::new(Time::NEVER));
+    let (digest, lease) = (work.plan.digest(), work.lease.clone());
+    stage.post(work);
+    lease.close();
+    for (index, stream) in streams.iter_mut().enumerate() {
+        let tag = Tag(7 + index as u64);
+        stream.write_all(&Frame::Fetch { work: WORK, tag, digest }.encode()).expect("fetch");
+        stage.until("the end of the work", |stage| !stage.events.is_empty());
+        let ended = Event::Completed(Completion { id: WORK, result: Err(Fault::LeaseEnded) });
+        assert_eq!(stage.events, [ended], "once");
+        stream.set_nonblocking(true).expect("set up");
+        stage.until("a word", |_| stream.peek(&mut [0; HEADER_BYTES]).is_ok_and(|bytes| bytes == HEADER_BYTES));
+        stream.set_nonblocking(false).expect("set up");
+        let word = next_frame(stream);
+        let outcome = Outcome::LeaseEnded;
+        assert_eq!(word, Frame::Trailer { work: WORK, tag, bytes: 0, digest, outcome }, "stream {index}");
     }
 }
 
