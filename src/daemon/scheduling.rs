@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! limits.realtime_priority -> Scheduling::take, on the control thread, before there is another
-//!     -> inherited: data thread, copy threads, the kernel's workers of io_uring
+//!     -> inherited: data threads, copy threads, the kernel's workers of io_uring
 //!     -> given back by `stand_back`: threads of tokio's blocking pool (files, host names)
 //! ```
 //!

@@ -115,7 +115,8 @@ impl Spread {
         if joint.is_up() { Some(joint) } else { None }
     }
 
-    /// Gives a caller for a stream of another thread to that thread. False: there is no such stream.
+    /// Gives a caller for a stream of another thread to that thread. False: there is no such stream, or the
+    /// thread has too much to do.
     pub(crate) fn forward(&self, caller: Caller) -> bool {
         let joint = self.joints.get(&caller.endpoint);
         let Some(orders) = joint.and_then(|joint| joint.orders_for(caller.stream)) else { return false };

@@ -46,7 +46,11 @@ fn line(row: &Row) -> [String; HEAD.len()] {
     }
     [
         if cell.tls { format!("{cell}, TLS") } else { cell.to_string() },
-        if cell.way() == "copy" { format!("{} threads", cell.copy_threads) } else { cell.streams.to_string() },
+        match (cell.way(), cell.data_threads) {
+            ("copy", _) => format!("{} threads", cell.copy_threads),
+            (_, 1) => cell.streams.to_string(),
+            (_, threads) => format!("{} on {threads} threads", cell.streams),
+        },
         cell.depth.to_string(),
         rate(summary.gbps),
         format!("{}-{}", rate(summary.gbps_min), rate(summary.gbps_max)),

@@ -152,11 +152,12 @@ impl Varying {
     }
 }
 
-fn parameters(cell: &ShownCell) -> [(&'static str, String); 8] {
+fn parameters(cell: &ShownCell) -> [(&'static str, String); 9] {
     let told = |value: Option<u64>, unit: &str| value.map_or_else(String::new, |value| format!("{value} {unit}"));
     [
         ("streams", told(cell.streams, "streams")),
         ("copy threads", told(cell.copy_threads, "threads")),
+        ("data threads", told(cell.data_threads, "data threads")),
         ("depth", cell.depth.map_or_else(String::new, |depth| format!("depth {depth}"))),
         ("verify", cell.verify.as_ref().map_or_else(String::new, |verify| format!("verify {verify}"))),
         ("spin", told(cell.spin_us, "us spin")),

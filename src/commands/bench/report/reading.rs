@@ -40,6 +40,7 @@ pub(super) struct ShownCell {
     pub(super) model: Option<String>,
     pub(super) streams: Option<u64>,
     pub(super) copy_threads: Option<u64>,
+    pub(super) data_threads: Option<u64>,
     pub(super) depth: Option<u64>,
     pub(super) verify: Option<String>,
     pub(super) spin_us: Option<u64>,
