@@ -134,8 +134,9 @@ impl Driven {
             }
             busy |= self.event_loop.turn(now, &mut self.found);
             // A stream that is not this thread's either.
-            let strays = self.event_loop.foreign.drain(..).count();
-            (0..strays).for_each(|_| self.event_loop.refuse());
+            for _stray in std::mem::take(&mut self.event_loop.foreign) {
+                self.event_loop.refuse();
+            }
             if !self.found.is_empty() {
                 busy = true;
                 *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = self.event_loop.counters();

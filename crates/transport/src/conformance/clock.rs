@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use kvferry_core::Time;
 
-/// Real time, which a property may push forward so that a deadline passes without waiting for it. Clones share it, on any thread.
+/// Real time, which a property may push forward so that a deadline passes without waiting for it. Clones share it, on
+/// any thread.
 #[derive(Clone, Debug)]
 pub struct Clock {
     start: Instant,
