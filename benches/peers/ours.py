@@ -28,7 +28,8 @@ from peer import Peer, Turn
 from rows import answered
 
 KVFERRY = installation.ROOT / "target" / "release" / "kvferry"
-REGION = f"{REGION_BYTES >> 20}M"
+# For transfers that caches hold in any case.
+SMALL_REGION = "64M"
 LIMIT_S = 90.0
 LISTEN_LIMIT_S = 10.0
 LISTENING = re.compile(rb"listening on (\S+)")
@@ -45,10 +46,12 @@ class Kvferry(Peer):
         flags: tuple[str, ...] = (),
         *,
         only: tuple[Cell, ...] | None = None,
+        region: str = f"{REGION_BYTES >> 20}M",
     ) -> None:
         super().__init__(name, title, settings)
         self._flags = flags
         self._only = only
+        self._region = region
 
     def missing(self, work: Path) -> str | None:
         if not KVFERRY.exists():
@@ -61,27 +64,26 @@ class Kvferry(Peer):
 
     def measure(self, turn: Turn) -> None:
         cells = [cell for cell in turn.setting.cells if self._only is None or cell in self._only]
-        # Both ends fill their memory anew for every command, so one command has all sizes that go with a count.
-        for blocks in dict.fromkeys(cell.blocks for cell in cells):
-            several = [cell for cell in cells if cell.blocks == blocks]
-            try:
-                for line in self._lines(turn, blocks, sorted({cell.block_bytes for cell in several})):
-                    self._record(turn, several, line)
-            except PeerError as error:
-                for cell in several:
-                    turn.record(replace(self.row(turn, cell), error=str(error)))
+        # Both ends fill their memory anew for every command, so one command has all cells.
+        shapes = dict.fromkeys((cell.blocks, cell.block_bytes) for cell in cells)
+        try:
+            for line in self._lines(turn, [f"{blocks}x{block_bytes}" for blocks, block_bytes in shapes]):
+                self._record(turn, cells, line)
+        except PeerError as error:
+            for cell in cells:
+                turn.record(replace(self.row(turn, cell), error=str(error)))
 
     def _record(self, turn: Turn, cells: Sequence[Cell], line: dict[str, Any]) -> None:
         asked = line["cell"]
         for cell in cells:
             # A copy has one direction: it is a read.
-            if (asked["direction"], asked["block_bytes"]) == (cell.op, cell.block_bytes):
+            if (asked["direction"], asked["blocks"], asked["block_bytes"]) == (cell.op, cell.blocks, cell.block_bytes):
                 row = replace(self.row(turn, cell), verified=line["verified"], raw=line)
                 turn.record(answered(row, line))
 
-    def _lines(self, turn: Turn, blocks: int, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    def _lines(self, turn: Turn, shapes: Sequence[str]) -> list[dict[str, Any]]:
         options = [
-            *("--blocks", str(blocks), "--block-size", ",".join(map(str, sizes)), "--region", REGION),
+            *("--block-size", ",".join(shapes), "--region", self._region),
             *("--duration", f"{turn.setting.budget_s * 1e3:.0f}ms", "--rounds", "1", "--json", "--no-ceilings"),
             *("--transport", "copy" if turn.setting.name == "copy" else "tcp", "--direction", "both"),
             *self._flags,
@@ -152,7 +154,14 @@ TLS_CELLS = (*LARGE, *SHAPED)
 KVFERRIES: tuple[Peer, ...] = (
     Kvferry("kvferry", "KVFerry", ("lo", "lo-busy", "veth", "veth-busy", "link")),
     Kvferry("kvferry-unverified", "KVFerry, verification off", ("lo",), ("--verify", "off"), only=LARGE),
-    Kvferry("kvferry-sleeping", "KVFerry, never spinning", ("lo",), ("--spin-us", "0"), only=LATENCY),
+    Kvferry(
+        "kvferry-sleeping",
+        "KVFerry, never spinning",
+        ("lo",),
+        ("--spin-us", "0"),
+        only=LATENCY,
+        region=SMALL_REGION,
+    ),
     Kvferry("kvferry-one-thread", "KVFerry, one data thread", ("lo",), ("--data-threads", "1"), only=LARGE),
     Kvferry(
         "kvferry-tls", "KVFerry, TLS, one data thread", ("lo", "link"), ("--tls", "--data-threads", "1"), only=TLS_CELLS

@@ -26,7 +26,9 @@ and both ends share it. Rates are GB/s (10^9 bytes), shown as median [lowest to 
 each peer has one turn in each setting, and the order moves on by one from round to round. Both ends have 1 GiB of
 shared memory, filled with content in which every word is different; blocks are drawn in random order from all of it,
 landings are wiped before each cell and compared after it (in full in the first round, a sixteenth of the blocks after
-that). iperf3 alone sends one warm buffer and verifies nothing.
+that). Everybody moves for 150 ms before a figure is taken, for the scheduler to find each of several threads its place;
+what takes longer than that for one transfer, and iperf3, is timed from the start. iperf3 alone sends one warm buffer
+and verifies nothing.
 """
 
 ELSEWHERE = """\

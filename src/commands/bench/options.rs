@@ -43,10 +43,11 @@ pub(crate) struct Options {
     /// Which way, seen from this end: read fetches, write pushes.
     #[arg(long, default_value = "both")]
     direction: Ways,
-    /// Bytes of one block in one layer, such as 64K [default: a set of cells from 1 x 64 to 512 x 1M].
+    /// Bytes of one block in one layer, such as 64K, or with blocks of its own, such as 8192x16K [default: a set of
+    /// cells from 1 x 64 to 512 x 1M].
     #[arg(long, value_delimiter = ',', value_name = "SIZE,...", conflicts_with = "model")]
     block_size: Vec<String>,
-    /// Blocks of one transfer [default: 1024].
+    /// Blocks of one transfer, for sizes that do not say [default: 1024].
     #[arg(long, value_delimiter = ',', value_name = "N,...", conflicts_with = "model")]
     blocks: Vec<u32>,
     /// Layers of one block, each of which lies elsewhere.
@@ -117,6 +118,20 @@ pub(crate) struct Options {
 
 fn parse_duration(text: &str) -> Result<Duration> {
     size::parse_duration(text)
+}
+
+/// `64K`, or `8192x16K` for that many blocks of it.
+fn parse_size(text: &str) -> Result<(Option<u32>, u32)> {
+    let (blocks, size) = match text.split_once('x') {
+        Some((blocks, size)) => {
+            let blocks = blocks.parse().with_context(|| format!("--block-size {text}: {blocks:?} is no count"))?;
+            (Some(blocks), size)
+        }
+        None => (None, text),
+    };
+    let bytes = size::parse_bytes(size).context("--block-size")?;
+    let bytes = u32::try_from(bytes).with_context(|| format!("a block of {size} is too large: less than 4G"))?;
+    Ok((blocks, bytes))
 }
 
 /// What one transfer moves.
@@ -216,14 +231,14 @@ impl Options {
         if self.block_size.is_empty() && self.blocks.is_empty() {
             return Ok(DEFAULT_SHAPES.iter().map(|&(blocks, block_bytes)| plain(blocks, block_bytes)).collect());
         }
-        let parse = |text: &String| -> Result<u32> {
-            let bytes = size::parse_bytes(text).context("--block-size")?;
-            u32::try_from(bytes).with_context(|| format!("a block of {text} is too large: less than 4G"))
+        let sizes = self.block_size.iter().map(|text| parse_size(text)).collect::<Result<Vec<_>>>()?;
+        let sizes = if sizes.is_empty() { vec![(None, 64 << 10)] } else { sizes };
+        let counts = if self.blocks.is_empty() { vec![DEFAULT_BLOCKS] } else { self.blocks.clone() };
+        let of = |(own, bytes): (Option<u32>, u32)| {
+            let counts = own.map_or_else(|| counts.clone(), |count| vec![count]);
+            counts.into_iter().map(move |blocks| plain(blocks, bytes))
         };
-        let sizes = self.block_size.iter().map(parse).collect::<Result<Vec<_>>>()?;
-        let sizes = if sizes.is_empty() { vec![64 << 10] } else { sizes };
-        let counts = if self.blocks.is_empty() { &[DEFAULT_BLOCKS][..] } else { &self.blocks };
-        Ok(sizes.iter().flat_map(|&bytes| counts.iter().map(move |&blocks| plain(blocks, bytes))).collect())
+        Ok(sizes.into_iter().flat_map(of).collect())
     }
 
     fn model_shape(&self, model: Model) -> Result<Shape> {
@@ -292,6 +307,10 @@ mod tests {
                 "tcp read 4 x 1M x 2 layers"
             ]
         );
+        assert_eq!(
+            names("--transport copy --block-size 8192x16K,64K --blocks 1,4"),
+            ["copy 8192 x 16K", "copy 1 x 64K", "copy 4 x 64K"]
+        );
         assert_eq!(names("--transport copy --block-size 64K --streams 1,2,4").len(), 1);
         assert_eq!(names("--block-size 64K --copy-threads 1,2").len(), 4);
         assert_eq!(names("--transport tcp --block-size 64K --streams 1,2 --depth 1,4 --spin-us 0,50").len(), 16);
@@ -328,6 +347,10 @@ mod tests {
         for bad in [
             "--block-size 64KB",
             "--block-size 0",
+            "--block-size x64K",
+            "--block-size 0x64K",
+            "--block-size 4x",
+            "--block-size 4x4x4K",
             "--block-size 8G",
             "--blocks 0",
             "--blocks x",
