@@ -28,7 +28,7 @@ from peer import Peer, Turn
 from rows import answered
 
 KVFERRY = installation.ROOT / "target" / "release" / "kvferry"
-# For transfers that caches hold in any case.
+# Where memory does not decide: for transfers that caches hold in any case, and on a link slower than memory.
 SMALL_REGION = "64M"
 LIMIT_S = 90.0
 LISTEN_LIMIT_S = 10.0
@@ -82,8 +82,9 @@ class Kvferry(Peer):
                 turn.record(answered(row, line))
 
     def _lines(self, turn: Turn, shapes: Sequence[str]) -> list[dict[str, Any]]:
+        region = SMALL_REGION if turn.setting.rate else self._region
         options = [
-            *("--block-size", ",".join(shapes), "--region", self._region),
+            *("--block-size", ",".join(shapes), "--region", region),
             *("--duration", f"{turn.setting.budget_s * 1e3:.0f}ms", "--rounds", "1", "--json", "--no-ceilings"),
             *("--transport", "copy" if turn.setting.name == "copy" else "tcp", "--direction", "both"),
             *self._flags,

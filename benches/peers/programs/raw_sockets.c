@@ -24,7 +24,7 @@ struct way {
 // Of more sizes, these were the best in one setting or another (measured: 128 KiB to 4 MiB, 1 to 4 streams).
 static const struct way WAYS[] = {
     {512 << 10, 1, 0, 0}, {512 << 10, 2, 0, 0}, {256 << 10, 1, 1, 0}, {512 << 10, 1, 1, 0},
-    {1 << 20, 1, 1, 0},   {512 << 10, 1, 0, 1}, {512 << 10, 2, 0, 1},
+    {512 << 10, 1, 0, 1}, {512 << 10, 2, 0, 1},
 };
 #define WAY_COUNT (sizeof WAYS / sizeof *WAYS)
 

@@ -9,12 +9,16 @@
 //!
 //! Why not random bytes: a check would need them again, from the other end or from a generator slower than memory.
 
-use anyhow::{Result, ensure};
+use std::ops::Range;
+
+use anyhow::{Result, bail};
 use kvferry_core::plan::{Plan, Run};
 use kvferry_memory::Region;
 
 /// Bytes written or read at a time; stays in the second-level cache.
 const WINDOW_BYTES: usize = 256 << 10;
+/// Threads that fill or wipe together, at most.
+const THREADS_MAX: usize = 8;
 /// Odd, so that different offsets have different words; the golden ratio in 64 bits.
 const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -45,17 +49,37 @@ fn pattern(offset: u64, into: &mut [u8]) {
 
 /// Makes a region a source.
 pub(super) fn fill(region: &Region) -> Result<()> {
-    let mut window = vec![0; WINDOW_BYTES];
-    for_each_window(region.len(), |offset, length| {
-        pattern(offset, &mut window[..length]);
-        Ok(region.write(offset, &window[..length])?)
+    shared(region, |share, window| {
+        for_each_window(share.end - share.start, |within, length| {
+            let offset = share.start + within;
+            pattern(offset, &mut window[..length]);
+            Ok(region.write(offset, &window[..length])?)
+        })
     })
 }
 
 /// Makes every byte of a region 0.
 pub(super) fn wipe(region: &Region) -> Result<()> {
-    let zeros = vec![0; WINDOW_BYTES];
-    for_each_window(region.len(), |offset, length| Ok(region.write(offset, &zeros[..length])?))
+    shared(region, |share, zeros| {
+        for_each_window(share.end - share.start, |within, length| {
+            Ok(region.write(share.start + within, &zeros[..length])?)
+        })
+    })
+}
+
+/// Lets every core do a share of a region, with a window of zeros of its own: new pages cost more than what is put
+/// into them.
+fn shared(region: &Region, work: impl Fn(Range<u64>, &mut [u8]) -> Result<()> + Sync) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX)) as u64;
+    let share = region.len().div_ceil(threads).next_multiple_of(WINDOW_BYTES as u64);
+    std::thread::scope(|scope| {
+        let shares = (0..region.len()).step_by(usize::try_from(share)?).map(|start| {
+            let work = &work;
+            scope.spawn(move || work(start..(start + share).min(region.len()), &mut vec![0; WINDOW_BYTES]))
+        });
+        let shares: Vec<_> = shares.collect();
+        shares.into_iter().try_for_each(|share| share.join().unwrap_or_else(|_| bail!("a thread that fills panicked")))
+    })
 }
 
 fn for_each_window(bytes: u64, mut visit: impl FnMut(u64, usize) -> Result<()>) -> Result<()> {
@@ -77,10 +101,11 @@ pub(super) fn check(plan: &Plan, target: &Region) -> Result<u64> {
             for_each_window(run.length, |within, length| {
                 target.read(target_at + within, &mut landed[..length])?;
                 pattern(source_at + within, &mut wanted[..length]);
+                if landed[..length] == wanted[..length] {
+                    return Ok(());
+                }
                 let differs = landed[..length].iter().zip(&wanted[..length]).position(|(is, must)| is != must);
-                let wrong = || describe(run, target_at + within, differs.unwrap_or(0), &landed, &wanted);
-                ensure!(differs.is_none(), wrong());
-                Ok(())
+                bail!(describe(run, target_at + within, differs.unwrap_or(0), &landed, &wanted))
             })?;
         }
     }
