@@ -24,6 +24,7 @@ struct Cli {
 #[derive(Subcommand, Debug)]
 enum Command {
     Bench(Box<commands::bench::Bench>),
+    Cache(commands::cache::Cache),
     CheckConfig(commands::check_config::CheckConfig),
     Checksum(commands::checksum::Checksum),
     Demo(commands::demo::Demo),
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     log.init();
     let result = match Cli::parse().command {
         Command::Bench(command) => command.run(),
+        Command::Cache(command) => command.run(),
         Command::CheckConfig(command) => command.run(),
         Command::Checksum(command) => command.run(),
         Command::Demo(command) => command.run(),

@@ -1,7 +1,7 @@
 //! Rooms know only what is below them: an edge between crates that is not on this list fails.
 //!
 //! ```text
-//! core <- memory <- transport <- transport-tcp <- src
+//! core <- memory <- transport <- transport-tcp <- src      core <- tier <- src
 //! proto <- {client, src}      gateway <- src      client <- {python, src}
 //! ```
 //!
@@ -23,6 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "kvferry-gateway",
             "kvferry-memory",
             "kvferry-proto",
+            "kvferry-tier",
             "kvferry-transport",
             "kvferry-transport-tcp",
         ],
@@ -33,12 +34,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kvferry-memory", &["kvferry-core"]),
     ("kvferry-proto", &[]),
     ("kvferry-python", &["kvferry-client"]),
+    ("kvferry-tier", &["kvferry-core"]),
     ("kvferry-transport", &["kvferry-core", "kvferry-memory"]),
     ("kvferry-transport-tcp", &["kvferry-core", "kvferry-memory", "kvferry-transport"]),
 ];
 
 /// Rooms in which nothing waits: they are driven, by the daemon's threads and by tests. No runtime, no RPC.
-const WITHOUT_RUNTIME: &[&str] = &["kvferry-core", "kvferry-memory", "kvferry-transport", "kvferry-transport-tcp"];
+const WITHOUT_RUNTIME: &[&str] =
+    &["kvferry-core", "kvferry-memory", "kvferry-tier", "kvferry-transport", "kvferry-transport-tcp"];
 
 /// What brings a runtime along.
 const RUNTIMES: &[&str] = &["axum", "futures", "hyper", "hyper-util", "mio", "reqwest", "tokio", "tonic"];

@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod bench;
+pub(crate) mod cache;
 pub(crate) mod check_config;
 pub(crate) mod checksum;
 pub(crate) mod demo;

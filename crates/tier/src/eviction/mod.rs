@@ -1,0 +1,174 @@
+//! Which block goes when there is no room for all.
+//!
+//! ```text
+//! request(chain) -> features of the use -> Forecast (learns when such uses were followed by another)
+//! store(block)   -> Chains: parents, children, leaves
+//! victim()       -> of some leaves, the one whose worth (Forecast) is least; the newest block is always among them
+//! ```
+//!
+//! An engine can use a block only where it has all blocks before it, so that only the last blocks of chains, the leaves,
+//! may go. Blocks that went are remembered for a while: a block that comes back tells how long others like it will take.
+//!
+//! Limits: [`Settings::known_max`] blocks remembered; whoever was forgotten last is told by
+//! [`Eviction::next_forgotten`], so that its number can be used again. Why not LRU, S3-FIFO, ARC or W-TinyLFU: they see
+//! single blocks and no time, and what decides is when a user answers and whether at all (docs/adr/0020).
+
+mod ages;
+mod chains;
+mod features;
+mod forecast;
+mod lives;
+
+use std::collections::VecDeque;
+
+use kvferry_core::Time;
+
+pub use self::chains::BlockNumber;
+use self::chains::Chains;
+use self::features::Request;
+use self::forecast::Forecast;
+use self::lives::{Life, Lives};
+
+/// Leaves that are looked at for each victim: of 64, the least worth is among the worst 5 % in 96 of 100 cases.
+const LOOKED_AT: usize = 64;
+/// Requests between two fits of the forecast.
+const LEARN_EVERY: u32 = 256;
+
+/// Limits of an [`Eviction`].
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Blocks that are known, stored or not; at least as many as are stored.
+    pub known_max: usize,
+    /// Of the random choice of blocks that are looked at.
+    pub seed: u64,
+}
+
+/// Decides which block goes; holds no bytes.
+pub struct Eviction {
+    settings: Settings,
+    chains: Chains,
+    forecast: Forecast,
+    lives: Lives,
+    random: fastrand::Rng,
+    /// Known blocks in the order in which they are looked at to be forgotten.
+    fading: VecDeque<BlockNumber>,
+    forgotten: VecDeque<BlockNumber>,
+    unlearned: u32,
+}
+
+impl Eviction {
+    /// Knows no block.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            chains: Chains::default(),
+            forecast: Forecast::new(),
+            lives: Lives::default(),
+            random: fastrand::Rng::with_seed(settings.seed),
+            fading: VecDeque::new(),
+            forgotten: VecDeque::new(),
+            unlearned: 0,
+        }
+    }
+
+    /// How many of the request's first blocks are stored.
+    #[must_use]
+    pub fn stored_prefix(&self, blocks: &[BlockNumber]) -> usize {
+        blocks.iter().take_while(|&&block| self.chains.is_stored(block)).count()
+    }
+
+    /// A request came for these blocks, in the order of the prompt: each is used now. Those that were not known are, from
+    /// now on. `now` never goes back.
+    pub fn request(&mut self, now: Time, blocks: &[BlockNumber]) {
+        self.lives.age(now, &self.chains, &mut self.forecast);
+        let request = Request::new(now, blocks, &self.chains);
+        let chosen = self.lives.choose(blocks.len(), &mut self.random);
+        let mut parent = None;
+        for (place, &block) in blocks.iter().enumerate() {
+            let class = self.forecast.class(request.features(place, self.chains.uses(block)));
+            if let Some(ended) = self.chains.used(block, parent, now, class, request.turn()) {
+                self.lives.end(&ended, now, &mut self.forecast);
+            } else {
+                self.fading.push_back(block);
+            }
+            if let Some(weight) = chosen.weight(place) {
+                let number = self.chains.learn_from(block, weight);
+                self.lives.begin(Life { at: now, block, number, class, weight }, &mut self.forecast);
+            }
+            parent = Some(block);
+        }
+        self.forget();
+        self.unlearned += 1;
+        if self.unlearned >= LEARN_EVERY {
+            self.unlearned = 0;
+            self.forecast.learn();
+        }
+    }
+
+    /// The block is stored from now on; it was in a request, and so was `parent`, the block before it. False, and nothing
+    /// changes, where the parent is not stored.
+    #[must_use]
+    pub fn store(&mut self, block: BlockNumber, parent: Option<BlockNumber>) -> bool {
+        self.chains.store(block, parent)
+    }
+
+    /// Blocks that are stored.
+    #[must_use]
+    pub fn stored(&self) -> usize {
+        self.chains.stored()
+    }
+
+    /// The block that should go, which is stored no more; `newest`, stored just now, may be it. `None`: none that may go
+    /// was found.
+    pub fn victim(
+        &mut self,
+        now: Time,
+        newest: BlockNumber,
+        may_go: impl Fn(BlockNumber) -> bool,
+    ) -> Option<BlockNumber> {
+        let mut least: Option<(f32, BlockNumber)> = None;
+        let mut look = |block: BlockNumber, chains: &Chains, forecast: &Forecast| {
+            let worth = chains.worth(block, now, forecast);
+            if least.is_none_or(|(so_far, _)| worth < so_far) && may_go(block) {
+                least = Some((worth, block));
+            }
+        };
+        let leaves = self.chains.leaves();
+        if leaves.len() <= LOOKED_AT {
+            leaves.iter().for_each(|&leaf| look(leaf, &self.chains, &self.forecast));
+        } else {
+            if self.chains.is_leaf(newest) {
+                look(newest, &self.chains, &self.forecast);
+            }
+            for _ in 0..LOOKED_AT {
+                look(leaves[self.random.usize(..leaves.len())], &self.chains, &self.forecast);
+            }
+        }
+        let (_, victim) = least?;
+        self.chains.remove(victim);
+        Some(victim)
+    }
+
+    /// A block that is known no more, and whose number may be given to another.
+    pub fn next_forgotten(&mut self) -> Option<BlockNumber> {
+        self.forgotten.pop_front()
+    }
+
+    fn forget(&mut self) {
+        // The first look at a block that was used since the last one spares it, the second does not.
+        let mut looks = 2 * self.fading.len();
+        while self.chains.known() > self.settings.known_max && looks > 0 {
+            looks -= 1;
+            let Some(block) = self.fading.pop_front() else { return };
+            if self.chains.fades(block) {
+                self.forgotten.push_back(block);
+            } else {
+                self.fading.push_back(block);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+//! KVFerry's own policy, as its tiers use it.
+
+use kvferry_core::Time;
+use kvferry_tier::eviction::{Eviction, Settings};
+
+use super::trace::Trace;
+
+/// Blocks that are remembered, at least: what 8 MiB hold.
+const KNOWN_MIN: usize = 1 << 18;
+/// For each stored block, one more is remembered.
+const KNOWN_FOR_STORED: usize = 2;
+
+/// Blocks that hit.
+pub(super) fn hits(trace: &Trace, capacity: usize) -> u64 {
+    let known_max = KNOWN_MIN.max(KNOWN_FOR_STORED * capacity);
+    let mut eviction = Eviction::new(Settings { known_max, seed: 1 });
+    let mut hits = 0;
+    for request in &trace.requests {
+        let now = Time::from_nanos(request.at_ms.saturating_mul(1_000_000));
+        let stored = eviction.stored_prefix(&request.blocks);
+        hits += stored as u64;
+        eviction.request(now, &request.blocks);
+        let mut parent = stored.checked_sub(1).map(|last| request.blocks[last]);
+        for &block in &request.blocks[stored..] {
+            if !eviction.store(block, parent) {
+                break;
+            }
+            while eviction.stored() > capacity {
+                eviction.victim(now, block, |_| true);
+            }
+            parent = Some(block);
+        }
+        // The trace names each block for good.
+        while eviction.next_forgotten().is_some() {}
+    }
+    hits
+}
