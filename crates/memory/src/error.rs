@@ -69,6 +69,37 @@ pub enum MapError {
     Unsealed,
 }
 
+/// Why [`Region::keep`](crate::Region::keep) failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum KeepError {
+    /// A region of no bytes, or of more than can be mapped.
+    #[error("a size of {bytes} bytes was asked for: at least 1 and at most {REGION_BYTES_MAX}")]
+    Bytes {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// Somebody else has it mapped.
+    #[error("another process uses it: two daemons need a file each")]
+    InUse,
+    /// The operating system said no.
+    #[error("the operating system refused to {step}: {errno}")]
+    Io {
+        /// What was tried.
+        step: &'static str,
+        /// Its answer.
+        errno: Errno,
+    },
+    /// A file system that writes to a device: what it holds would be written there, and a full one would end the daemon.
+    #[error("it is not on a file system in memory: put it on tmpfs (such as /dev/shm) or hugetlbfs")]
+    NotInMemory,
+    /// A directory, link, pipe, socket or device.
+    #[error("it is no regular file")]
+    NotRegular,
+    /// Others could read it, or change its length and end the daemon with that.
+    #[error("others may open it: it must belong to this user, with no rights for anybody else (mode 600)")]
+    NotOurs,
+}
+
 /// A range that is not inside the region; nothing was touched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("bytes {offset} to {offset} + {length} are outside the region of {region_bytes} bytes")]

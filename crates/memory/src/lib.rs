@@ -1,4 +1,4 @@
-//! Memory that KVFerry maps: memfd regions shared with engines.
+//! Memory that KVFerry maps: memfd regions shared with engines, and files in memory that outlive the daemon.
 //!
 //! ```text
 //! engine: create -> fd -- SCM_RIGHTS --> daemon: Region::map (seals, size) -> Arc<Region> -> transports -> last drop: unmap
@@ -21,6 +21,7 @@ mod create;
 mod error;
 #[cfg(target_arch = "x86_64")]
 mod fold;
+mod keep;
 mod meter;
 mod region;
 #[cfg(target_arch = "x86_64")]
@@ -29,6 +30,7 @@ mod sum;
 
 pub use copy::{CopyError, Piece, Stores};
 pub use create::create;
-pub use error::{CreateError, MapError, OutOfBounds};
+pub use error::{CreateError, KeepError, MapError, OutOfBounds};
+pub use keep::Kept;
 pub use meter::Meter;
 pub use region::{REGION_BYTES_MAX, RawSlice, Region};

@@ -1,24 +1,24 @@
-//! One range of memory shared with an engine.
+//! One range of mapped memory, shared with an engine or kept for the next daemon.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvferry_core::plan::Slice;
 use rustix::fs::{FileType, OFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
+use crate::keep::HUGETLBFS_MAGIC;
 use crate::{MapError, Meter, OutOfBounds, sum};
 
 /// The longest region, 16 TiB: more than any host has, less than an address space, so that sums cannot overflow.
 pub const REGION_BYTES_MAX: u64 = 1 << 44;
 
-/// `HUGETLBFS_MAGIC` of `linux/magic.h`.
-const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
-
-/// A memfd mapped for reading and writing; unmapped on the last drop of its [`Arc`].
+/// A memfd, or a file in memory ([`Region::keep`]), mapped for reading and writing; unmapped on the last drop of its
+/// [`Arc`].
 ///
 /// Every access is checked against the bounds. The bytes may change at any moment, because an engine writes them from
 /// another process: nothing here may be believed before a checksum and a lease vouch for it.
@@ -31,6 +31,8 @@ pub struct Region {
     file: (u64, u64),
     /// Told of the mapping and, on drop, of its end.
     meter: Meter,
+    /// Keeps other daemons away from the file while it is mapped; an engine's memfd needs none.
+    pub(crate) lock: Option<OwnedFd>,
 }
 
 /// A range of a region by address, laid out like the system's `iovec`, for `readv` and `writev`.
@@ -59,25 +61,35 @@ impl Region {
         if bytes > REGION_BYTES_MAX {
             return Err(MapError::TooLarge { bytes });
         }
-        let length = usize::try_from(bytes).map_err(|_| MapError::TooLarge { bytes })?;
         let file = check_file(&fd, bytes)?;
+        let mapped = Self::map_checked(&fd, bytes, file, meter);
+        mapped.map(Arc::new).map_err(|(step, errno)| MapError::Io { step, errno })
+    }
 
+    /// Maps a file whose length does not change: what was tried in vain, and the system's answer, if that fails.
+    pub(crate) fn map_checked(
+        fd: &OwnedFd,
+        bytes: u64,
+        file: (u64, u64),
+        meter: &Meter,
+    ) -> Result<Self, (&'static str, Errno)> {
+        let length = usize::try_from(bytes).map_err(|_| ("address so much memory", Errno::NOMEM))?;
         // SAFETY: a new mapping at an address of the kernel's choice overlays nothing of ours.
         let mapped = unsafe {
-            rustix::mm::mmap(ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)
+            rustix::mm::mmap(ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)
         };
         let base = mapped
             .ok()
             .and_then(|pointer| NonNull::new(pointer.cast::<u8>()))
-            .ok_or_else(|| MapError::Io { step: "map the memfd", errno: mapped.err().unwrap_or(Errno::INVAL) })?;
+            .ok_or_else(|| ("map the file", mapped.err().unwrap_or(Errno::INVAL)))?;
         meter.add(bytes);
-        let region = Self { base, length, file, meter: meter.clone() };
+        let region = Self { base, length, file, meter: meter.clone(), lock: None };
 
         // KV cache is made of prompts: it has no place in a core dump.
         // SAFETY: the range is the mapping just made, and the advice changes no byte of it.
         unsafe { rustix::mm::madvise(base.as_ptr().cast(), length, Advice::LinuxDontDump) }
-            .map_err(|errno| MapError::Io { step: "keep the memfd out of core dumps", errno })?;
-        Ok(Arc::new(region))
+            .map_err(|errno| ("keep the file out of core dumps", errno))?;
+        Ok(region)
     }
 
     /// Bytes mapped.
@@ -132,6 +144,36 @@ impl Region {
         // racing write mixes bytes, see `copy_from`.
         unsafe { ptr::copy_nonoverlapping(source.pointer, into.as_mut_ptr(), source.length) };
         Ok(())
+    }
+
+    /// The 8 bytes at `8 * word` as one number: never half of it, and with whatever the writer wrote before it.
+    ///
+    /// # Errors
+    ///
+    /// If they are not inside the region.
+    pub fn load(&self, word: u64) -> Result<u64, OutOfBounds> {
+        Ok(self.word(word)?.load(Ordering::Acquire))
+    }
+
+    /// Writes the 8 bytes at `8 * word` at once, after everything that this thread wrote into regions before.
+    ///
+    /// # Errors
+    ///
+    /// If they are not inside the region; nothing is written then.
+    pub fn store(&self, word: u64, value: u64) -> Result<(), OutOfBounds> {
+        #[cfg(target_arch = "x86_64")]
+        crate::stream::settle();
+        self.word(word)?.store(value, Ordering::Release);
+        Ok(())
+    }
+
+    fn word(&self, word: u64) -> Result<&AtomicU64, OutOfBounds> {
+        let offset = word.saturating_mul(8);
+        let range = self.io_slice(offset, 8)?;
+        // SAFETY: eight bytes inside the mapping, which `self` keeps for as long as the reference lives; a mapping begins
+        // on a page, so a multiple of 8 behind it is aligned. Plain copies by other methods may race with it as they do
+        // with the engine's own writes; every value of a u64 is valid.
+        Ok(unsafe { AtomicU64::from_ptr(range.pointer.cast()) })
     }
 
     /// CRC-32C of a range, going on from `seed` (0 to begin, the last result to continue).
