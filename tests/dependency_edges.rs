@@ -1,7 +1,7 @@
 //! Rooms know only what is below them: an edge between crates that is not on this list fails.
 //!
 //! ```text
-//! core <- memory <- transport <- transport-tcp <- src      core <- tier <- src
+//! core <- memory <- transport <- transport-tcp <- src      memory <- tier <- src
 //! proto <- {client, src}      gateway <- src      client <- {python, src}
 //! ```
 //!
@@ -34,7 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kvferry-memory", &["kvferry-core"]),
     ("kvferry-proto", &[]),
     ("kvferry-python", &["kvferry-client"]),
-    ("kvferry-tier", &["kvferry-core"]),
+    ("kvferry-tier", &["kvferry-core", "kvferry-memory"]),
     ("kvferry-transport", &["kvferry-core", "kvferry-memory"]),
     ("kvferry-transport-tcp", &["kvferry-core", "kvferry-memory", "kvferry-transport"]),
 ];

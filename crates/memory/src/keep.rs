@@ -20,6 +20,9 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// `HUGETLBFS_MAGIC` of `linux/magic.h`.
 pub(crate) const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
+/// The unit of `st_blocks` (stat(3type)).
+const BLOCK_BYTES: u64 = 512;
+
 /// What [`Region::keep`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kept {
@@ -68,7 +71,11 @@ impl Region {
         if kept == Kept::New {
             rustix::fs::ftruncate(&fd, 0).map_err(step("empty it"))?;
         }
-        allocate(&fd, bytes)?;
+        // Asked for a second time, tmpfs would also clear every page that nobody has written to yet: seconds for each GiB.
+        let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(BLOCK_BYTES);
+        if kept == Kept::New || allocated < bytes {
+            allocate(&fd, bytes)?;
+        }
         let file = (stat.st_dev, stat.st_ino);
         let mut region =
             Self::map_checked(&fd, bytes, file, meter).map_err(|(step, errno)| KeepError::Io { step, errno })?;
@@ -151,6 +158,19 @@ mod tests {
         for bytes in [0, u64::MAX] {
             assert_eq!(Region::keep(&path, bytes, &Meter::new()).expect_err("no size"), KeepError::Bytes { bytes });
         }
+    }
+
+    #[test]
+    fn a_hole_is_given_its_pages() {
+        let folder = folder();
+        let path = folder.path().join("arena");
+        drop(keep(&path).expect("a new one"));
+        let pages = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&path).expect("it is there")) * 512;
+        assert_eq!(pages(), BYTES);
+        std::fs::OpenOptions::new().write(true).open(&path).expect("open").set_len(BYTES / 2).expect("cut it");
+        std::fs::OpenOptions::new().write(true).open(&path).expect("open").set_len(BYTES).expect("leave a hole");
+        assert_eq!((pages(), keep(&path).expect("the same").1), (BYTES / 2, Kept::Found));
+        assert_eq!(pages(), BYTES);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use kvferry_core::plan::Slice;
 use rustix::fs::{FileType, OFlags, SealFlags};
@@ -155,7 +155,8 @@ impl Region {
         Ok(self.word(word)?.load(Ordering::Acquire))
     }
 
-    /// Writes the 8 bytes at `8 * word` at once, after everything that this thread wrote into regions before.
+    /// Writes the 8 bytes at `8 * word` at once, after everything that this thread wrote into regions before, and before
+    /// everything that it writes later.
     ///
     /// # Errors
     ///
@@ -164,6 +165,8 @@ impl Region {
         #[cfg(target_arch = "x86_64")]
         crate::stream::settle();
         self.word(word)?.store(value, Ordering::Release);
+        // Nor does anything that follows come before it.
+        fence(Ordering::SeqCst);
         Ok(())
     }
 

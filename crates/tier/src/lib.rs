@@ -2,9 +2,12 @@
 //!
 //! ```text
 //! requests (chains of blocks) -> Eviction: which stored block is worth least -> its room
+//! blocks -> Arena: reserve -> fill -> seal -> find; survives the daemon
 //! ```
 //!
-//! Today this room holds the decision alone, which `kvferry cache replay` judges on traces; no tier stores bytes yet.
+//! Today `kvferry cache replay` judges the first on traces, and tests and a benchmark drive the second: no daemon stores
+//! blocks yet.
 #![forbid(unsafe_code)]
 
 pub mod eviction;
+pub mod host;
