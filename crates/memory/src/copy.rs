@@ -86,6 +86,59 @@ impl Region {
     }
 }
 
+impl Region {
+    /// Copies pieces of `source`, another region, and returns the CRC-32C of the bytes that were stored, one piece after
+    /// the other: the sum that their target holds, whatever the source holds by then.
+    ///
+    /// # Errors
+    ///
+    /// If a piece is not inside its region; those before it were copied.
+    pub fn copy_summed(&self, source: &Self, pieces: &[Piece], stores: Stores) -> Result<u32, OutOfBounds> {
+        let mut sum = 0;
+        let mut pieces = pieces.iter();
+        let mut next = pieces.next().map(|piece| sides(self, source, piece)).transpose()?;
+        while let Some((to, from)) = next {
+            next = pieces.next().map(|piece| sides(self, source, piece)).transpose()?;
+            let then = next.map_or(ptr::null(), |(_, from)| from.as_mut_ptr().cast_const());
+            // SAFETY: both ranges are inside live mappings that `self` and `source` keep for the length of this call.
+            sum = unsafe { sum_piece(sum, to, from, then, stores) };
+        }
+        #[cfg(target_arch = "x86_64")]
+        if stores == Stores::Streamed {
+            crate::stream::settle();
+        }
+        Ok(sum)
+    }
+}
+
+/// Copies one piece and sums what it stored, going on from `seed`.
+///
+/// # Safety
+///
+/// Both slices, of one length, are mapped for the whole call.
+unsafe fn sum_piece(seed: u32, to: RawSlice, from: RawSlice, then: *const u8, stores: Stores) -> u32 {
+    #[cfg(target_arch = "x86_64")]
+    if streams(to, stores) {
+        let ahead = crate::stream::Ahead { together: from.len(), then };
+        // SAFETY: the caller vouches for the ranges, `streams` for CPU, alignment and length.
+        return unsafe { crate::stream::copy(seed, from.as_mut_ptr(), to.as_mut_ptr(), from.len(), ahead) };
+    }
+    let _ = then;
+    let (mut sum, mut done) = (seed, 0);
+    while done < from.len() {
+        let length = PART.min(from.len() - done);
+        // SAFETY: `done` and `length` end inside both slices. Another process or thread may write either meanwhile; bytes
+        // have no invalid values. What was stored is summed while it is in the cache.
+        unsafe {
+            let target = to.as_mut_ptr().add(done);
+            ptr::copy(from.as_mut_ptr().cast_const().add(done), target, length);
+            sum = crate::sum::crc32c(sum, target, length, ptr::null());
+        }
+        done += length;
+    }
+    sum
+}
+
 /// Both ranges of a piece; target first.
 fn sides(target: &Region, source: &Region, piece: &Piece) -> Result<(RawSlice, RawSlice), OutOfBounds> {
     Ok((target.io_slice(piece.target, piece.length)?, source.io_slice(piece.source, piece.length)?))
@@ -158,7 +211,7 @@ unsafe fn stream_part(
     {
         let ahead = crate::stream::Ahead { together, then };
         // SAFETY: the caller vouches for the ranges, `streams` for CPU, alignment and length.
-        let stored = unsafe { crate::stream::copy(source, target, length, ahead) };
+        let stored = unsafe { crate::stream::copy(0, source, target, length, ahead) };
         between();
         look_again();
         // SAFETY: as above.

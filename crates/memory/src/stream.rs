@@ -30,7 +30,7 @@ pub(crate) struct Ahead {
     pub(crate) then: *const u8,
 }
 
-/// Copies `length` bytes, at least one [`STEP`] and whole ones, and returns their CRC-32C.
+/// Copies `length` bytes, at least one [`STEP`] and whole ones, and returns their CRC-32C, going on from `seed`.
 ///
 /// The stores may reach memory late: whoever tells somebody else of them calls [`settle`] first.
 ///
@@ -39,7 +39,7 @@ pub(crate) struct Ahead {
 /// [`crate::fold::is_here`] said yes; `length` bytes at `source` and at `target` are mapped for the whole call, and
 /// `target` is a multiple of [`LINE`]. Others may write both meanwhile.
 #[target_feature(enable = "avx512f,avx512vl,pclmulqdq,sse4.2,vpclmulqdq")]
-pub(crate) unsafe fn copy(source: *const u8, target: *mut u8, length: usize, ahead: Ahead) -> u32 {
+pub(crate) unsafe fn copy(seed: u32, source: *const u8, target: *mut u8, length: usize, ahead: Ahead) -> u32 {
     debug_assert!(length >= STEP && length.is_multiple_of(STEP) && target.addr().is_multiple_of(LINE));
     let mut done = 0;
     let ask = |done: usize| {
@@ -56,7 +56,7 @@ pub(crate) unsafe fn copy(source: *const u8, target: *mut u8, length: usize, ahe
         store(target, first);
         first
     };
-    sums[0] = _mm512_xor_si512(sums[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128(!0)));
+    sums[0] = _mm512_xor_si512(sums[0], _mm512_zextsi128_si512(_mm_cvtsi32_si128(!seed.cast_signed())));
     let onwards = everywhere(BY_STEP);
     done += STEP;
     while done < length {

@@ -47,6 +47,13 @@ fn pieces_of_every_size_and_place_land_and_nothing_else() {
                     wanted[target..target + length].copy_from_slice(&was[source..source + length]);
                 }
                 assert!(all(&to) == wanted, "{stores:?}, {length} bytes from {source} to {target}");
+
+                let summed = region(2);
+                let sum = summed.copy_summed(&from, &pieces, stores).expect("inside");
+                assert!(all(&summed) == wanted, "summed, {stores:?}, {length} bytes from {source} to {target}");
+                let must =
+                    pieces.iter().fold(0, |sum, piece| summed.crc32c(sum, piece.target, piece.length).expect("inside"));
+                assert_eq!(sum, must, "{stores:?}, {length} bytes from {source} to {target}");
             }
         }
     }
@@ -62,6 +69,7 @@ fn a_piece_outside_is_an_error() {
     ] {
         let refused = to.copy_verified(&from, &[piece], Stores::Streamed);
         assert!(matches!(refused, Err(CopyError::OutOfBounds(_))), "{piece:?}: {refused:?}");
+        to.copy_summed(&from, &[piece], Stores::Streamed).expect_err("outside");
     }
     assert!(all(&to) == bytes(2));
 }
