@@ -79,6 +79,9 @@ fn measure(path: &Path, block_bytes: u64) {
     std::fs::remove_file(path).expect("remove the file");
 }
 
+/// Where a block is in the engine's region, and where in the arena.
+type Pair = (u64, u64);
+
 /// Moves blocks between a region, as an engine would share it, and the arena.
 fn put_and_get(path: &Path, block_bytes: u64) {
     let meter = Meter::new();
@@ -98,9 +101,9 @@ fn put_and_get(path: &Path, block_bytes: u64) {
     slots.iter().zip(&places).for_each(|(slot, &place)| {
         stored.copy_from(slot.offset, &region, place, block_bytes).expect("inside");
     });
-    let pairs: Vec<(u64, u64)> = places.iter().zip(&slots).map(|(&place, slot)| (place, slot.offset)).collect();
+    let pairs: Vec<Pair> = places.iter().zip(&slots).map(|(&place, slot)| (place, slot.offset)).collect();
     let batches: Vec<_> = pairs.chunks(usize::try_from(BATCH_BYTES / block_bytes).expect("small")).collect();
-    let rate = |run: &mut dyn FnMut(&[(u64, u64)])| {
+    let rate = |run: &mut dyn FnMut(&[Pair])| {
         let mut next = 0;
         let us = median_us(|| {
             run(batches[next % batches.len()]);

@@ -129,22 +129,12 @@ impl Chains {
     }
 
     /// The block is used: its life until now, if it was known.
-    pub(super) fn used(
-        &mut self,
-        block: BlockNumber,
-        parent: Option<BlockNumber>,
-        now: Time,
-        class: ClassId,
-        turn: u8,
-    ) -> Option<Ended> {
+    pub(super) fn used(&mut self, block: BlockNumber, now: Time, class: ClassId, turn: u8) -> Option<Ended> {
         let entry = self.entry_mut(block);
         let was_known = entry.state != State::Unknown;
         let ended = Ended { began: entry.last, class: entry.class, weight: entry.weight };
         if !was_known {
             *entry = Entry { state: State::Known, life: entry.life, ..Entry::UNKNOWN };
-        }
-        if entry.state == State::Known {
-            entry.parent = parent.unwrap_or(NONE);
         }
         entry.last = now;
         entry.class = class;
@@ -179,14 +169,19 @@ impl Chains {
         let entry = self.entry_mut(block);
         entry.state = State::Stored;
         entry.parent = parent.unwrap_or(NONE);
-        entry.children = 0;
+        let children = entry.children;
         self.stored += 1;
-        self.put_leaf(block);
+        if children == 0 {
+            self.put_leaf(block);
+        }
         true
     }
 
-    /// A stored leaf is stored no more.
+    /// A stored block is stored no more; what stands behind it may stay, for when it comes back.
     pub(super) fn remove(&mut self, block: BlockNumber) {
+        if !self.is_stored(block) {
+            return;
+        }
         self.take_leaf(block);
         let entry = self.entry_mut(block);
         entry.state = State::Known;
@@ -195,7 +190,7 @@ impl Chains {
         if parent != NONE {
             let parent_entry = self.entry_mut(parent);
             parent_entry.children -= 1;
-            if parent_entry.children == 0 {
+            if parent_entry.children == 0 && parent_entry.state == State::Stored {
                 self.put_leaf(parent);
             }
         }
@@ -204,7 +199,8 @@ impl Chains {
     /// Looked at to be forgotten: whether it is.
     pub(super) fn fades(&mut self, block: BlockNumber) -> bool {
         let entry = self.entry_mut(block);
-        if entry.state == State::Stored || std::mem::take(&mut entry.is_fresh) {
+        // What stands behind a block names it.
+        if entry.state == State::Stored || entry.children > 0 || std::mem::take(&mut entry.is_fresh) {
             return false;
         }
         entry.state = State::Unknown;

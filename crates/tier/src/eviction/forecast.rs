@@ -68,6 +68,8 @@ pub(super) struct Forecast {
 impl Features {
     /// The feature whose levels are in no order.
     pub(super) const ALONE: usize = 1;
+    /// Of a use that nobody saw.
+    pub(super) const UNKNOWN: Self = Self([0; FEATURES]);
 
     const fn coarse(self) -> Self {
         let mut levels = [0; FEATURES];

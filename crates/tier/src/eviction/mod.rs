@@ -26,7 +26,7 @@ use kvferry_core::Time;
 pub use self::chains::BlockNumber;
 use self::chains::Chains;
 use self::features::Request;
-use self::forecast::Forecast;
+use self::forecast::{Features, Forecast};
 use self::lives::{Life, Lives};
 
 /// Leaves that are looked at for each victim: of 64, the least worth is among the worst 5 % in 96 of 100 cases.
@@ -84,10 +84,9 @@ impl Eviction {
         self.lives.age(now, &self.chains, &mut self.forecast);
         let request = Request::new(now, blocks, &self.chains);
         let chosen = self.lives.choose(blocks.len(), &mut self.random);
-        let mut parent = None;
         for (place, &block) in blocks.iter().enumerate() {
             let class = self.forecast.class(request.features(place, self.chains.uses(block)));
-            if let Some(ended) = self.chains.used(block, parent, now, class, request.turn()) {
+            if let Some(ended) = self.chains.used(block, now, class, request.turn()) {
                 self.lives.end(&ended, now, &mut self.forecast);
             } else {
                 self.fading.push_back(block);
@@ -96,7 +95,6 @@ impl Eviction {
                 let number = self.chains.learn_from(block, weight);
                 self.lives.begin(Life { at: now, block, number, class, weight }, &mut self.forecast);
             }
-            parent = Some(block);
         }
         self.forget();
         self.unlearned += 1;
@@ -111,6 +109,22 @@ impl Eviction {
     #[must_use]
     pub fn store(&mut self, block: BlockNumber, parent: Option<BlockNumber>) -> bool {
         self.chains.store(block, parent)
+    }
+
+    /// A block that a tier had before this one knew of it: stored, and nothing is learned from it before its next use.
+    /// False where the parent is not stored.
+    #[must_use]
+    pub fn found(&mut self, now: Time, block: BlockNumber, parent: Option<BlockNumber>) -> bool {
+        let class = self.forecast.class(Features::UNKNOWN);
+        if self.chains.used(block, now, class, 0).is_none() {
+            self.fading.push_back(block);
+        }
+        self.store(block, parent)
+    }
+
+    /// The block is not stored after all, or no more; what stands behind it is of use once it comes back.
+    pub fn lose(&mut self, block: BlockNumber) {
+        self.chains.remove(block);
     }
 
     /// Blocks that are stored.

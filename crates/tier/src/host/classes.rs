@@ -90,6 +90,14 @@ impl Classes {
         self.class(class).cut
     }
 
+    /// Chunks that have a class, that, and how many of their places are taken.
+    pub(super) fn in_use(&self) -> impl Iterator<Item = (u32, ClassId, usize)> + '_ {
+        (0..).zip(&self.chunks).filter_map(|(number, chunk)| {
+            let class = chunk.class?;
+            Some((number, class, self.class(class).cut.slots as usize - chunk.free.len()))
+        })
+    }
+
     /// A recovered chunk: its class, and the slots that hold no block. With all of them free it stays nobody's.
     pub(super) fn restore(&mut self, chunk: u32, class: ClassId, free: Vec<u32>) {
         let cut = self.class(class).cut;

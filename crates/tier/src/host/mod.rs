@@ -14,6 +14,7 @@
 //! machine's. A record whose checksum is wrong is no block; a block whose bytes are is found by who reads it, against
 //! [`Block::checksum`]. Limits: [`CLASSES_MAX`], the arena's bytes. Failure: full is an answer, never a wait.
 
+mod cache;
 mod classes;
 mod geometry;
 mod record;
@@ -29,6 +30,7 @@ use thiserror::Error;
 use zerocopy::IntoBytes as _;
 use zerocopy::little_endian::{U32, U64};
 
+pub use self::cache::{Cache, CacheLimits, NotAdmitted};
 pub use self::classes::{CLASSES_MAX, ClassId};
 use self::classes::{Classes, Place};
 use self::geometry::Geometry;
@@ -165,6 +167,12 @@ impl Arena {
         self.index.contains_key(&(class, *hash))
     }
 
+    /// Whether the block is stored, and held by nobody.
+    #[must_use]
+    pub fn may_go(&self, class: ClassId, hash: &BlockHash) -> bool {
+        self.index.get(&(class, *hash)).is_some_and(|place| !self.pins.contains_key(place))
+    }
+
     /// A stored block, held until [`unpin`](Self::unpin): its bytes stay as they are.
     pub fn pin(&mut self, class: ClassId, hash: &BlockHash) -> Option<Block> {
         let place = *self.index.get(&(class, *hash))?;
@@ -199,6 +207,49 @@ impl Arena {
         self.index.remove(&(class, *hash));
         self.release(place);
         true
+    }
+
+    /// Whether a place of this class is taken.
+    fn has_blocks(&self, class: ClassId) -> bool {
+        self.classes.in_use().any(|(_, of, _)| of == class)
+    }
+
+    /// The blocks of the chunk with the fewest of them, of those of other classes that could be emptied.
+    fn emptiest_chunk(&self, but: ClassId) -> Vec<(ClassId, BlockHash)> {
+        let mut chunks: Vec<_> = self.classes.in_use().filter(|&(_, class, _)| class != but).collect();
+        chunks.sort_by_key(|&(_, _, taken)| taken);
+        let names = |(chunk, class, taken): (u32, ClassId, usize)| {
+            let slots = 0..self.classes.class_cut(class).slots;
+            let records = slots.filter_map(|slot| self.read(Place { chunk, slot }));
+            let names: Vec<_> =
+                records.map(|record| (class, record.hash)).filter(|(class, hash)| self.may_go(*class, hash)).collect();
+            (names.len() == taken).then_some(names)
+        };
+        chunks.into_iter().find_map(names).unwrap_or_default()
+    }
+
+    /// All sealed blocks, each behind its parent if that is there.
+    fn parents_first(&self) -> Vec<(ClassId, BlockHash, Option<BlockHash>)> {
+        let mut behind: HashMap<(ClassId, BlockHash), Vec<BlockHash>, RandomState> = HashMap::default();
+        let mut ready = Vec::new();
+        for (&(class, hash), &place) in &self.index {
+            let parent = self.read(place).map(|record| record.parent);
+            match parent.filter(|parent| *parent != hash && self.index.contains_key(&(class, *parent))) {
+                Some(parent) => behind.entry((class, parent)).or_default().push(hash),
+                None => ready.push((class, hash, None)),
+            }
+        }
+        let mut next = 0;
+        while let Some(&(class, hash, _)) = ready.get(next) {
+            next += 1;
+            let children = behind.remove(&(class, hash)).unwrap_or_default();
+            ready.extend(children.into_iter().map(|child| (class, child, Some(hash))));
+        }
+        // Who stands behind itself, by way of others, stands behind nobody.
+        let rings =
+            behind.into_iter().flat_map(|((class, _), ring)| ring.into_iter().map(move |hash| (class, hash, None)));
+        ready.extend(rings);
+        ready
     }
 
     fn release(&mut self, place: Place) {

@@ -1,0 +1,181 @@
+use std::collections::HashSet;
+use std::path::Path;
+
+use kvferry_core::Fingerprint;
+use kvferry_memory::Meter;
+
+use super::*;
+
+const BLOCK_BYTES: u64 = 4000;
+const BYTES: u64 = 8 << 20;
+
+fn at(seconds: u64) -> Time {
+    Time::from_nanos(seconds * 1_000_000_000)
+}
+
+fn hash(number: u64) -> BlockHash {
+    let mut hash = [3; 32];
+    hash[..8].copy_from_slice(&number.to_le_bytes());
+    hash
+}
+
+fn body(hash: &BlockHash) -> Vec<u8> {
+    hash.iter().copied().cycle().take(usize::try_from(BLOCK_BYTES).expect("small")).collect()
+}
+
+fn open(folder: &Path, now: Time) -> Cache {
+    let (arena, recovery) =
+        Arena::open(&folder.join("arena"), BYTES, BLOCK_BYTES, &Meter::new()).expect("an arena in memory");
+    assert_eq!(recovery.damaged, 0);
+    Cache::new(arena, CacheLimits { known_max: 20_000, seed: 1 }, now)
+}
+
+fn class(cache: &mut Cache, number: u8) -> ClassId {
+    cache.class(Fingerprint([number; 32]), 0, BLOCK_BYTES).expect("a class")
+}
+
+/// What an engine does: uses what is there, computes the rest and stores it. How many blocks it did not compute.
+fn serve(cache: &mut Cache, now: Time, class: ClassId, chain: &[BlockHash]) -> usize {
+    let there = cache.request(now, class, chain);
+    for hash in &chain[..there] {
+        let block = cache.pin(class, hash).expect("it was there");
+        let mut bytes = vec![0; usize::try_from(block.bytes).expect("small")];
+        cache.region().read(block.offset, &mut bytes).expect("inside");
+        assert_eq!(bytes, body(hash));
+        assert_eq!(crc32c::crc32c(&bytes), block.checksum);
+        cache.unpin(&block);
+    }
+    let mut parent = there.checked_sub(1).map(|last| chain[last]);
+    for hash in &chain[there..] {
+        match cache.admit(now, class, *hash, parent) {
+            Ok(filling) => {
+                let bytes = body(hash);
+                cache.region().write(filling.offset, &bytes).expect("inside");
+                cache.seal(filling, crc32c::crc32c(&bytes), parent);
+            }
+            Err(NotAdmitted::There) => {}
+            Err(_) => break,
+        }
+        parent = Some(*hash);
+    }
+    there
+}
+
+#[test]
+fn what_was_stored_is_used_again_and_outlives_the_cache() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let chain: Vec<BlockHash> = (0..20).map(hash).collect();
+    let mut cache = open(folder.path(), at(0));
+    let model = class(&mut cache, 1);
+    assert_eq!(serve(&mut cache, at(0), model, &chain), 0);
+    assert_eq!(serve(&mut cache, at(9), model, &chain), 20);
+    let other = class(&mut cache, 2);
+    assert_eq!(serve(&mut cache, at(9), other, &chain), 0, "another fingerprint");
+    drop(cache);
+    let mut cache = open(folder.path(), at(0));
+    let model = class(&mut cache, 1);
+    assert_eq!((serve(&mut cache, at(1), model, &chain), cache.blocks()), (20, 40));
+}
+
+#[test]
+fn a_block_that_did_not_come_leaves_no_hole() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let mut cache = open(folder.path(), at(0));
+    let model = class(&mut cache, 1);
+    let chain: Vec<BlockHash> = (0..3).map(hash).collect();
+    assert_eq!(cache.admit(at(0), model, chain[0], None).expect_err("nobody asked"), NotAdmitted::WorthLess);
+    cache.request(at(0), model, &chain);
+    let first = cache.admit(at(0), model, chain[0], None).expect("room");
+    let second = cache.admit(at(0), model, chain[1], Some(chain[0])).expect("room");
+    cache.abandon(first);
+    cache.seal(second, 0, Some(chain[0]));
+    assert_eq!(cache.blocks(), 0, "nobody could use the second");
+    assert_eq!(
+        cache.admit(at(0), model, chain[2], Some(chain[1])).expect_err("its parent is gone"),
+        NotAdmitted::WithoutParent
+    );
+    assert_eq!(serve(&mut cache, at(1), model, &chain), 0);
+    assert_eq!(serve(&mut cache, at(2), model, &chain), 3);
+}
+
+#[test]
+fn two_who_bring_the_same_block_store_it_once() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let mut cache = open(folder.path(), at(0));
+    let model = class(&mut cache, 1);
+    for second_comes in [true, false] {
+        let block = hash(u64::from(second_comes));
+        cache.request(at(0), model, &[block]);
+        let one = cache.admit(at(0), model, block, None).expect("room");
+        let two = cache.admit(at(0), model, block, None).expect("room");
+        cache.seal(one, crc32c::crc32c(b""), None);
+        if second_comes {
+            cache.seal(two, crc32c::crc32c(b""), None);
+        } else {
+            cache.abandon(two);
+        }
+        assert!(cache.arena.contains(model, &block));
+        assert_eq!(cache.eviction.stored(), cache.blocks());
+    }
+}
+
+#[test]
+fn a_new_model_gets_room_from_an_old_one_that_has_it_all() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let mut cache = open(folder.path(), at(0));
+    let (old, new) = (class(&mut cache, 1), class(&mut cache, 2));
+    for request in 0..300 {
+        let chain: Vec<BlockHash> = (0..10).map(|block| hash(request * 10 + block)).collect();
+        serve(&mut cache, at(request), old, &chain);
+    }
+    let full = cache.blocks();
+    assert!(cache.evicted() > 0 && full > 1000, "{full}");
+    let chain: Vec<BlockHash> = (0..10).map(hash).collect();
+    serve(&mut cache, at(400), new, &chain);
+    assert_eq!(serve(&mut cache, at(401), new, &chain), 10);
+    assert_eq!(cache.eviction.stored(), cache.blocks());
+}
+
+/// Conversations of two models for a day, through the real store: every block that hits is compared, and nothing grows.
+#[test]
+fn a_day_leaves_nothing_behind() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let mut random = fastrand::Rng::with_seed(9);
+    let mut cache = open(folder.path(), at(0));
+    let (mut next, mut open_chains, mut hits, mut asked, mut most) = (0, Vec::<(u8, Vec<BlockHash>)>::new(), 0, 0, 0);
+    for step in 0..12_000_u64 {
+        let now = at(step * 7);
+        let (model, mut chain) = if random.u32(0..100) < 40 && !open_chains.is_empty() {
+            open_chains.swap_remove(random.usize(..open_chains.len()))
+        } else {
+            (random.u8(1..3), (0..2).map(hash).collect())
+        };
+        chain.extend((0..random.u64(1..12)).map(|_| {
+            next += 1;
+            hash(1000 + next)
+        }));
+        let model_class = class(&mut cache, model);
+        hits += serve(&mut cache, now, model_class, &chain);
+        asked += chain.len();
+        if chain.len() < 60 {
+            open_chains.push((model, chain));
+        }
+        if open_chains.len() > 60 {
+            open_chains.swap_remove(random.usize(..60));
+        }
+        if step % 1500 == 1499 {
+            let blocks = cache.blocks();
+            drop(cache);
+            cache = open(folder.path(), now);
+            assert_eq!(cache.blocks(), blocks, "all of them are there again");
+        }
+        assert_eq!(cache.eviction.stored(), cache.blocks());
+        most = most.max(cache.blocks());
+        assert!(cache.known() <= 20_000 && cache.names.len() <= 20_000 + 60);
+    }
+    assert!(hits * 4 > asked, "{hits} of {asked} hit");
+    assert!(u64::try_from(most).expect("small") * BLOCK_BYTES <= BYTES);
+    let files: HashSet<_> =
+        std::fs::read_dir(folder.path()).expect("the folder").map(|file| file.expect("a file").file_name()).collect();
+    assert_eq!(files.len(), 1);
+}
