@@ -15,7 +15,7 @@ from typing import Any
 from cells import LATENCY, REGION_BYTES, Cell
 from figures import Source, by_round
 from rows import Row
-from targets import SPINNING
+from targets import SLEEPER, SLEEPING, SPINNING
 
 CEILINGS = (
     ("raw_sockets_gbps", Source("raw-sockets")),
@@ -40,8 +40,10 @@ def write(path: Path, titles: dict[str, str], rows: Sequence[Row]) -> None:
             ]
             good = [row for row in mine if row.error is None and row.gbps is not None]
             if good and cell is not None and cell.op != "any":
-                line = _line(titles.get(peer, peer), setting, dict(way), cell, good)
-                line["ceilings"] = _ceilings(rows, setting, cell)
+                sleeps = peer == SLEEPER.peer
+                # Who sleeps stands beside a ping-pong that sleeps, in a chart of its own.
+                line = _line(titles.get(peer, peer), f"{setting}, asleep" if sleeps else setting, dict(way), cell, good)
+                line["ceilings"] = _ceilings(rows, setting, cell, SLEEPING if sleeps else SPINNING)
                 print(json.dumps(line), file=lines)
 
 
@@ -76,8 +78,8 @@ def _line(title: str, setting: str, way: dict[str, Any], cell: Cell, rows: Seque
     return line
 
 
-def _ceilings(rows: Sequence[Row], setting: str, cell: Cell) -> dict[str, float]:
+def _ceilings(rows: Sequence[Row], setting: str, cell: Cell, ping_pong: Source) -> dict[str, float]:
     found = {name: by_round(rows, setting, source, cell, "gbps") for name, source in CEILINGS}
     if cell in LATENCY:
-        found = {"tcp_ping_pong_p50_us": by_round(rows, setting, SPINNING, cell, "p50_us")}
+        found = {"tcp_ping_pong_p50_us": by_round(rows, setting, ping_pong, cell, "p50_us")}
     return {name: median(values.values()) for name, values in found.items() if values}

@@ -9,7 +9,7 @@ import pytest
 
 import report
 import results
-from cells import LARGE, Cell
+from cells import LARGE, LATENCY, Cell
 from children import PeerError
 from figures import Spread
 from limits import parse_iperf
@@ -121,6 +121,22 @@ def test_the_report_has_a_line_for_each_peer_with_its_ceilings(tmp_path: Path) -
     assert ours["ceilings"] == {"raw_sockets_gbps": 5.0}
     assert (ours["cell"]["direction"], ours["cell"]["blocks"], ours["verified"]) == ("read", 1024, True)
     assert lines[1]["verified"] is False
+
+
+def test_who_sleeps_is_held_against_a_ping_pong_that_sleeps(tmp_path: Path) -> None:
+    path = tmp_path / "report.jsonl"
+    ping_pong = Cell("any", 1, 64)
+    rows = [
+        Row(0, "lo", "kvferry", LATENCY[0], gbps=0.01, p50_us=10.0),
+        Row(0, "lo", "kvferry-sleeping", LATENCY[0], gbps=0.01, p50_us=90.0),
+        Row(0, "lo", "ping-pong", ping_pong, p50_us=6.0, way={"way": "tcp", "wait": "spin"}),
+        Row(0, "lo", "ping-pong", ping_pong, p50_us=75.0, way={"way": "tcp", "wait": "sleep"}),
+    ]
+    report.write(path, META["titles"], rows)
+    lines = {line["peer"]: line for line in map(json.loads, path.read_text().splitlines())}
+    assert lines["KVFerry"]["ceilings"] == {"tcp_ping_pong_p50_us": 6.0}
+    assert lines["kvferry-sleeping"]["ceilings"] == {"tcp_ping_pong_p50_us": 75.0}
+    assert (lines["KVFerry"]["setting"], lines["kvferry-sleeping"]["setting"]) == ("lo", "lo, asleep")
 
 
 def test_iperf_is_read() -> None:
