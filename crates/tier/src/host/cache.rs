@@ -5,8 +5,9 @@
 //! admit(block)   -> room for it, taken from what is worth less -> Filling -> seal
 //! ```
 //!
-//! Limits: the arena's; [`CacheLimits::known_max`] blocks are remembered. A class takes room from its own blocks; where it
-//! has none yet, it takes the emptiest chunk of another. What is held stays ([`Arena::pin`]).
+//! Limits: the arena's; [`CacheLimits::known_max`] blocks are remembered. A class takes room from its own blocks; where
+//! none of them is among those looked at, because they are few, it takes the emptiest chunk of another. What is held stays
+//! ([`Arena::pin`]). Failure: a block whose record or bytes are not what they were is a miss, counted, and gone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub struct Cache {
     free: Vec<BlockNumber>,
     /// Blocks that went to make room.
     evicted: u64,
+    damaged: u64,
 }
 
 type Name = (ClassId, BlockHash);
@@ -72,6 +74,7 @@ impl Cache {
             names: Vec::new(),
             free: Vec::new(),
             evicted: 0,
+            damaged: 0,
         };
         for (class, hash, parent) in found {
             let number = cache.number((class, hash));
@@ -99,7 +102,32 @@ impl Cache {
 
     /// See [`Arena::pin`].
     pub fn pin(&mut self, class: ClassId, hash: &BlockHash) -> Option<Block> {
-        self.arena.pin(class, hash)
+        let block = self.arena.pin(class, hash);
+        if block.is_none() && self.arena.contains(class, hash) {
+            self.damaged(class, hash);
+        }
+        block
+    }
+
+    /// The bytes of a block that the caller holds do not have the checksum that they must have: it is held once less, and
+    /// goes. Where others hold it too, they find the same.
+    pub fn discard(&mut self, class: ClassId, hash: &BlockHash, block: &Block) {
+        if self.arena.unpin(block) {
+            self.damaged(class, hash);
+        }
+    }
+
+    fn damaged(&mut self, class: ClassId, hash: &BlockHash) {
+        if self.arena.remove(class, hash) {
+            self.damaged += 1;
+            self.lose(class, hash);
+        }
+    }
+
+    /// Blocks that went because they were not what was stored.
+    #[must_use]
+    pub const fn damaged_blocks(&self) -> u64 {
+        self.damaged
     }
 
     /// See [`Arena::unpin`].

@@ -270,6 +270,12 @@ impl Arena {
         recovery::read_record(&self.region, self.geometry, place.chunk, place.slot).ok().flatten()
     }
 
+    /// Where a block's record is.
+    #[cfg(test)]
+    fn record_at(&self, block: &Block) -> u64 {
+        self.geometry.record(block.place.chunk, block.place.slot)
+    }
+
     fn offset(&self, place: Place) -> u64 {
         self.geometry.body(place.chunk, self.classes.cut(place.chunk), place.slot)
     }

@@ -120,6 +120,36 @@ fn two_who_bring_the_same_block_store_it_once() {
 }
 
 #[test]
+fn what_is_damaged_is_a_miss_counted_once_and_comes_back() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let mut cache = open(folder.path(), at(0));
+    let model = class(&mut cache, 1);
+    let chain: Vec<BlockHash> = (0..6).map(hash).collect();
+    serve(&mut cache, at(0), model, &chain);
+    // A record: nobody who asks gets the block.
+    let block = cache.pin(model, &chain[4]).expect("there");
+    assert!(cache.unpin(&block));
+    let record = cache.arena.record_at(&block);
+    cache.region().write(record + 20, b"another hash").expect("inside");
+    assert!(cache.pin(model, &chain[4]).is_none());
+    assert_eq!((cache.damaged_blocks(), cache.blocks()), (1, 5));
+    assert_eq!(serve(&mut cache, at(1), model, &chain), 4);
+    // Bytes: who reads them says so.
+    let (one, two) = (cache.pin(model, &chain[2]).expect("there"), cache.pin(model, &chain[2]).expect("there"));
+    cache.discard(model, &chain[2], &one);
+    assert_eq!((cache.damaged_blocks(), cache.blocks()), (1, 6), "somebody still reads it");
+    cache.discard(model, &chain[2], &two);
+    assert_eq!((cache.damaged_blocks(), cache.blocks()), (2, 5));
+    assert_eq!(serve(&mut cache, at(2), model, &chain), 2);
+    assert_eq!(
+        serve(&mut cache, at(3), model, &chain),
+        6,
+        "it was stored anew, and what stood behind it is of use again"
+    );
+    assert_eq!(cache.eviction.stored(), cache.blocks());
+}
+
+#[test]
 fn a_new_model_gets_room_from_an_old_one_that_has_it_all() {
     let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
     let mut cache = open(folder.path(), at(0));
