@@ -17,6 +17,7 @@
 mod cache;
 mod classes;
 mod geometry;
+mod packing;
 mod record;
 mod recovery;
 
@@ -34,6 +35,7 @@ pub use self::cache::{Cache, CacheLimits, NotAdmitted};
 pub use self::classes::{CLASSES_MAX, ClassId};
 use self::classes::{Classes, Place};
 use self::geometry::Geometry;
+pub use self::packing::Slot;
 use self::record::{Record, State};
 pub use self::recovery::{OpenError, Recovered, Recovery};
 
