@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use kvferry_core::Fingerprint;
 use kvferry_memory::{Meter, Piece, Region, Stores};
-use kvferry_tier::host::{Arena, BlockHash};
+use kvferry_tier::host::{Arena, BlockHash, Tenant};
 
 const ARENA_BYTES: u64 = 8 << 30;
 const ASKED: usize = 4096;
@@ -54,7 +54,7 @@ fn measure(path: &Path, block_bytes: u64) {
     // Bytes of blocks are left as they are: recovery does not read them.
     loop {
         let hash = hash(&mut random);
-        let Ok(filling) = arena.reserve(class, hash) else { break };
+        let Ok(filling) = arena.reserve(class, hash, Tenant(0)) else { break };
         arena.seal(filling, 0, None);
         hashes.push(hash);
     }
@@ -94,7 +94,8 @@ fn put_and_get(path: &Path, block_bytes: u64) {
     let mut random = fastrand::Rng::with_seed(2);
     let mut places: Vec<u64> = (0..REGION_BYTES / block_bytes).map(|block| block * block_bytes).collect();
     random.shuffle(&mut places);
-    let mut slots: Vec<_> = places.iter().map(|_| arena.reserve(class, hash(&mut random)).expect("a place")).collect();
+    let mut slots: Vec<_> =
+        places.iter().map(|_| arena.reserve(class, hash(&mut random), Tenant(0)).expect("a place")).collect();
     random.shuffle(&mut slots);
     let stored = Arc::clone(arena.region());
     // Every page of the arena is there, as after its first day.

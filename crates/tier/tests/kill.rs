@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use kvferry_core::Fingerprint;
 use kvferry_memory::{Meter, Region};
-use kvferry_tier::host::{Arena, BlockHash, ClassId};
+use kvferry_tier::host::{Arena, BlockHash, ClassId, Tenant};
 
 const ROUNDS: u32 = 300;
 const BYTES: u64 = 4 << 20;
@@ -75,7 +75,7 @@ impl World {
             self.journal.store(block, GOING).expect("inside");
             assert!(self.arena.remove(self.class, &hash(block)));
             self.journal.store(block, GONE).expect("inside");
-        } else if let Ok(filling) = self.arena.reserve(self.class, hash(block)) {
+        } else if let Ok(filling) = self.arena.reserve(self.class, hash(block), Tenant(0)) {
             self.journal.store(block, FILLING).expect("inside");
             let bytes = body(block, random.u64(..));
             for (place, part) in bytes.chunks(1000).enumerate() {

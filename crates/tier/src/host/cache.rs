@@ -5,7 +5,7 @@
 //! admit(block)   -> room for it, taken from what is worth less -> Filling -> seal
 //! ```
 //!
-//! Limits: the arena's; [`CacheLimits::known_max`] blocks are remembered. A class takes room from its own blocks; where
+//! Limits: the arena's; [`CacheLimits::known_max`] blocks are remembered; a tenant has its quota. A class takes room from its own blocks; where
 //! none of them is among those looked at, because they are few, it takes the emptiest chunk of another. What is held stays
 //! ([`Arena::pin`]). Failure: a block whose record or bytes are not what they were is a miss, counted, and gone.
 
@@ -17,11 +17,15 @@ use kvferry_core::{Fingerprint, Time};
 use kvferry_memory::Region;
 use thiserror::Error;
 
-use super::{Arena, Block, BlockHash, ClassId, Filling, Refused};
+use super::tenants::Tenants;
+use super::{Arena, Block, BlockHash, ClassId, Filling, Found, Refused, Tenant};
 use crate::eviction::{BlockNumber, Eviction, Settings};
 
 /// Victims for one place: a chunk's worth of blocks may have to go before one is free.
 const VICTIMS_MAX: usize = 1 << 16;
+
+/// No block's number.
+const NOBODY: BlockNumber = BlockNumber::MAX;
 
 /// Blocks in host memory, the most useful ones.
 pub struct Cache {
@@ -31,6 +35,7 @@ pub struct Cache {
     /// By number.
     names: Vec<Option<Name>>,
     free: Vec<BlockNumber>,
+    tenants: Tenants,
     /// Blocks that went to make room.
     evicted: u64,
     damaged: u64,
@@ -43,6 +48,8 @@ type Name = (ClassId, BlockHash);
 pub struct CacheLimits {
     /// Blocks that are remembered, stored or not.
     pub known_max: usize,
+    /// Bytes of blocks of one tenant, unless [`Cache::set_quota`] says otherwise.
+    pub tenant_bytes_max: u64,
     /// Of the random choice of blocks that are looked at.
     pub seed: u64,
 }
@@ -56,6 +63,9 @@ pub enum NotAdmitted {
     /// The block before it is not: nobody could use it.
     #[error("the block before it is not there")]
     WithoutParent,
+    /// Its tenant has as much as it may, and nothing of it that could go is worth less.
+    #[error("the tenant's quota is used up by what is worth more, or is held")]
+    Quota,
     /// Everything that could go is worth more, or is held.
     #[error("what is stored is worth more, or is held")]
     WorthLess,
@@ -73,14 +83,16 @@ impl Cache {
             numbers: HashMap::default(),
             names: Vec::new(),
             free: Vec::new(),
+            tenants: Tenants::new(limits.tenant_bytes_max),
             evicted: 0,
             damaged: 0,
         };
-        for (class, hash, parent) in found {
+        for Found { class, hash, parent, tenant } in found {
             let number = cache.number((class, hash));
             let parent = parent.and_then(|parent| cache.numbers.get(&(class, parent)).copied());
             let stored = cache.eviction.found(now, number, parent);
             debug_assert!(stored, "parents come first");
+            cache.tenants.count(number, tenant, cache.arena.block_bytes(class));
         }
         cache
     }
@@ -147,6 +159,19 @@ impl Cache {
         self.evicted
     }
 
+    /// Bytes of a tenant's blocks, those that are being filled included.
+    #[must_use]
+    pub fn held_by(&self, tenant: Tenant) -> u64 {
+        self.tenants.held_by(tenant)
+    }
+
+    /// Bytes that this tenant may have from now on. What it has beyond goes now, but for what is held; that counts against
+    /// what it stores later.
+    pub fn set_quota(&mut self, now: Time, tenant: Tenant, bytes: u64) {
+        self.tenants.set_quota(tenant, bytes);
+        while self.held_by(tenant) > bytes && self.evict_of(now, tenant, NOBODY) {}
+    }
+
     /// Blocks that are remembered.
     #[must_use]
     pub fn known(&self) -> usize {
@@ -179,6 +204,7 @@ impl Cache {
         class: ClassId,
         hash: BlockHash,
         parent: Option<BlockHash>,
+        tenant: Tenant,
     ) -> Result<Filling, NotAdmitted> {
         let parent = match parent {
             None => None,
@@ -191,9 +217,35 @@ impl Cache {
         if !self.eviction.store(number, parent) {
             return Err(NotAdmitted::WithoutParent);
         }
+        let admitted = self.admit_stored(now, (class, hash), number, parent, tenant);
+        if admitted.is_err() {
+            self.lose(class, &hash);
+        }
+        admitted
+    }
+
+    /// Takes the room that there must be for a block which Eviction believes to be stored.
+    fn admit_stored(
+        &mut self,
+        now: Time,
+        (class, hash): Name,
+        number: BlockNumber,
+        parent: Option<BlockNumber>,
+        tenant: Tenant,
+    ) -> Result<Filling, NotAdmitted> {
+        let bytes = self.arena.block_bytes(class);
+        let is_new = self.tenants.owner(number).is_none();
+        while is_new && self.held_by(tenant).saturating_add(bytes) > self.tenants.quota(tenant) {
+            if !self.evict_of(now, tenant, number) {
+                return Err(NotAdmitted::Quota);
+            }
+        }
         for _ in 0..VICTIMS_MAX {
-            match self.arena.reserve(class, hash) {
-                Ok(filling) if self.eviction.store(number, parent) => return Ok(filling),
+            match self.arena.reserve(class, hash, tenant) {
+                Ok(filling) if self.eviction.store(number, parent) => {
+                    self.tenants.count(number, tenant, bytes);
+                    return Ok(filling);
+                }
                 Ok(filling) => {
                     // Its parent went with a chunk.
                     self.arena.abandon(filling);
@@ -206,22 +258,23 @@ impl Cache {
                 break;
             }
         }
-        self.eviction.lose(number);
         Err(NotAdmitted::WorthLess)
     }
 
     /// All bytes of the block are in its place; see [`Arena::seal`]. Where the block before it went meanwhile, this one goes
     /// too.
     pub fn seal(&mut self, filling: Filling, checksum: u32, parent: Option<BlockHash>) {
-        let (class, hash) = (filling.class, filling.hash);
+        let (class, hash, tenant) = (filling.class, filling.hash, filling.tenant);
         self.arena.seal(filling, checksum, parent);
         let parent = parent.map(|parent| self.numbers.get(&(class, parent)).copied());
         let stays = match (self.numbers.get(&(class, hash)), parent) {
-            (None, _) | (_, Some(None)) => false,
-            (Some(&number), parent) => self.eviction.store(number, parent.flatten()),
+            (None, _) | (_, Some(None)) => None,
+            (Some(&number), parent) => self.eviction.store(number, parent.flatten()).then_some(number),
         };
-        if !stays && self.arena.remove(class, &hash) {
-            self.lose(class, &hash);
+        match stays {
+            Some(number) => self.tenants.count(number, tenant, self.arena.block_bytes(class)),
+            None if self.arena.remove(class, &hash) => self.lose(class, &hash),
+            None => {}
         }
     }
 
@@ -238,7 +291,27 @@ impl Cache {
     fn lose(&mut self, class: ClassId, hash: &BlockHash) {
         if let Some(&number) = self.numbers.get(&(class, *hash)) {
             self.eviction.lose(number);
+            self.tenants.uncount(number);
         }
+    }
+
+    /// One block of this tenant less. False: none goes for this one.
+    fn evict_of(&mut self, now: Time, tenant: Tenant, newest: BlockNumber) -> bool {
+        let (arena, names, tenants) = (&self.arena, &self.names, &self.tenants);
+        let may_go = |block: BlockNumber| {
+            block == newest
+                || (tenants.owner(block) == Some(tenant)
+                    && names[block as usize].is_some_and(|(class, hash)| arena.may_go(class, &hash)))
+        };
+        let victim = self.eviction.victim(now, newest, may_go).filter(|&victim| victim != newest);
+        victim.is_some_and(|victim| self.evict(victim))
+    }
+
+    /// A victim leaves the arena.
+    fn evict(&mut self, victim: BlockNumber) -> bool {
+        self.evicted += 1;
+        self.tenants.uncount(victim);
+        self.names[victim as usize].is_some_and(|(class, hash)| self.arena.remove(class, &hash))
     }
 
     /// One block less, or a chunk's worth of them. False: nobody goes for this one.
@@ -250,10 +323,7 @@ impl Cache {
         match self.eviction.victim(now, newest, may_go) {
             // The first of its class competes with nobody of its kind.
             Some(victim) if victim == newest => !self.arena.has_blocks(class) && self.take_chunk(class),
-            Some(victim) => {
-                self.evicted += 1;
-                self.names[victim as usize].is_some_and(|(class, hash)| self.arena.remove(class, &hash))
-            }
+            Some(victim) => self.evict(victim),
             None => self.take_chunk(class),
         }
     }

@@ -20,6 +20,7 @@ mod geometry;
 mod packing;
 mod record;
 mod recovery;
+mod tenants;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -42,6 +43,11 @@ pub use self::recovery::{OpenError, Recovered, Recovery};
 /// The name of a block's content, the same on every node.
 pub type BlockHash = [u8; 32];
 
+/// Whose quota blocks count against: a number made of the cache salt, or of a configured namespace. Blocks of two salts
+/// have two hashes, so a tenant never finds another's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tenant(pub u64);
+
 /// See the head of this file.
 pub struct Arena {
     region: Arc<Region>,
@@ -61,6 +67,7 @@ pub struct Filling {
     place: Place,
     class: ClassId,
     hash: BlockHash,
+    tenant: Tenant,
     /// Where the bytes go in [`Arena::region`].
     pub offset: u64,
     /// How many they are.
@@ -79,6 +86,15 @@ pub struct Block {
     pub checksum: u32,
     /// The block before it in its chain.
     pub parent: Option<BlockHash>,
+}
+
+/// A block that the daemon before has left.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    class: ClassId,
+    hash: BlockHash,
+    parent: Option<BlockHash>,
+    tenant: Tenant,
 }
 
 /// Why there is no place for a block.
@@ -117,25 +133,31 @@ impl Arena {
         self.classes.find_or_add(self.geometry, fingerprint, group, block_bytes).ok_or(Refused::Class)
     }
 
+    /// Bytes of each block of a class.
+    #[must_use]
+    pub fn block_bytes(&self, class: ClassId) -> u64 {
+        self.classes.block_bytes(class)
+    }
+
     /// A place for a block, which nobody finds before it is sealed.
     ///
     /// # Errors
     ///
     /// [`Refused`], and nothing has changed.
-    pub fn reserve(&mut self, class: ClassId, hash: BlockHash) -> Result<Filling, Refused> {
+    pub fn reserve(&mut self, class: ClassId, hash: BlockHash, tenant: Tenant) -> Result<Filling, Refused> {
         if self.index.contains_key(&(class, hash)) {
             return Err(Refused::There);
         }
         let place = self.classes.take_place(&self.region, self.geometry, class).ok_or(Refused::Full)?;
         self.mark(place, State::Filling, 1);
-        Ok(Filling { place, class, hash, offset: self.offset(place), bytes: self.classes.block_bytes(class) })
+        Ok(Filling { place, class, hash, tenant, offset: self.offset(place), bytes: self.classes.block_bytes(class) })
     }
 
     /// All bytes of the block are in its place, and this is their CRC-32C: it is found from now on, also by the next
     /// daemon. Where it was stored a second time meanwhile, the first one stays.
     #[expect(clippy::needless_pass_by_value, reason = "a place is sealed once")]
     pub fn seal(&mut self, filling: Filling, checksum: u32, parent: Option<BlockHash>) {
-        let Filling { place, class, hash, bytes, .. } = filling;
+        let Filling { place, class, hash, bytes, tenant, .. } = filling;
         if self.index.contains_key(&(class, hash)) {
             self.release(place);
             return;
@@ -145,7 +167,9 @@ impl Arena {
             parent: parent.unwrap_or_default(),
             bytes: U64::new(bytes),
             checksum: U32::new(checksum),
-            reserved: [0; 44],
+            reserved: U32::new(0),
+            tenant: U64::new(tenant.0),
+            rest: [0; 32],
         };
         let at = self.geometry.record(place.chunk, place.slot);
         let generation = record::generation(self.region.load(at / 8).unwrap_or(0));
@@ -231,26 +255,26 @@ impl Arena {
     }
 
     /// All sealed blocks, each behind its parent if that is there.
-    fn parents_first(&self) -> Vec<(ClassId, BlockHash, Option<BlockHash>)> {
-        let mut behind: HashMap<(ClassId, BlockHash), Vec<BlockHash>, RandomState> = HashMap::default();
+    fn parents_first(&self) -> Vec<Found> {
+        let mut behind: HashMap<(ClassId, BlockHash), Vec<Found>, RandomState> = HashMap::default();
         let mut ready = Vec::new();
         for (&(class, hash), &place) in &self.index {
-            let parent = self.read(place).map(|record| record.parent);
-            match parent.filter(|parent| *parent != hash && self.index.contains_key(&(class, *parent))) {
-                Some(parent) => behind.entry((class, parent)).or_default().push(hash),
-                None => ready.push((class, hash, None)),
+            let Some(record) = self.read(place) else { continue };
+            let found = Found { class, hash, parent: None, tenant: Tenant(record.tenant.get()) };
+            let parent = record.parent;
+            if parent != hash && self.index.contains_key(&(class, parent)) {
+                behind.entry((class, parent)).or_default().push(Found { parent: Some(parent), ..found });
+            } else {
+                ready.push(found);
             }
         }
         let mut next = 0;
-        while let Some(&(class, hash, _)) = ready.get(next) {
+        while let Some(&Found { class, hash, .. }) = ready.get(next) {
             next += 1;
-            let children = behind.remove(&(class, hash)).unwrap_or_default();
-            ready.extend(children.into_iter().map(|child| (class, child, Some(hash))));
+            ready.extend(behind.remove(&(class, hash)).unwrap_or_default());
         }
         // Who stands behind itself, by way of others, stands behind nobody.
-        let rings =
-            behind.into_iter().flat_map(|((class, _), ring)| ring.into_iter().map(move |hash| (class, hash, None)));
-        ready.extend(rings);
+        ready.extend(behind.into_values().flatten().map(|found| Found { parent: None, ..found }));
         ready
     }
 

@@ -84,6 +84,7 @@ mod tests {
     use kvferry_core::plan::{GroupBlocks, Plan};
     use kvferry_memory::{Meter, Piece, Region, Stores};
 
+    use super::super::Tenant;
     use super::*;
 
     const BLOCKS: u32 = 12;
@@ -149,7 +150,7 @@ mod tests {
             let fingerprint = Fingerprint([u8::try_from(number).expect("small"); 32]);
             let bytes = engine.bytes_per_block(0).expect("one group");
             let class = arena.class(fingerprint, 0, bytes).expect("a class");
-            let filling = arena.reserve(class, [7; 32]).expect("a place");
+            let filling = arena.reserve(class, [7; 32], Tenant(0)).expect("a place");
             let chunk = arena.chunk_layout(class, &filling, &engine).expect("a layout").expect("of its size");
             let put = plan(&engine, &chunk, 5, Slot::from(&filling).index.0);
             let stored = arena.region();
@@ -178,7 +179,7 @@ mod tests {
         let (mut arena, _) =
             Arena::open(&folder.path().join("arena"), 4 << 20, 1 << 14, &Meter::new()).expect("an arena");
         let class = arena.class(Fingerprint([1; 32]), 0, 4096).expect("a class");
-        let filling = arena.reserve(class, [7; 32]).expect("a place");
+        let filling = arena.reserve(class, [7; 32], Tenant(0)).expect("a place");
         assert_eq!(arena.chunk_layout(class, &filling, &engine(AxisOrder::Lbhnc)), Ok(None));
         arena.abandon(filling);
     }

@@ -44,7 +44,10 @@ pub(super) struct Record {
     pub(super) bytes: U64,
     /// CRC-32C of the block's bytes.
     pub(super) checksum: U32,
-    pub(super) reserved: [u8; 44],
+    pub(super) reserved: U32,
+    /// Whose quota it counts against.
+    pub(super) tenant: U64,
+    pub(super) rest: [u8; 32],
 }
 
 /// Of a chunk, without its word: whose blocks it holds.
@@ -165,8 +168,10 @@ mod tests {
             parent: [2; 32],
             bytes: U64::new(737_280),
             checksum: U32::new(0xe306_9283),
-            reserved: [0; 44],
+            reserved: U32::new(0),
+            tenant: U64::new(0x1122_3344_5566_7788),
+            rest: [0; 32],
         };
-        assert_eq!(word(State::Sealed, 9, record.as_bytes()), 4_556_550_591_240_734_978);
+        assert_eq!(word(State::Sealed, 9, record.as_bytes()), 3_221_768_845_492_488_450);
     }
 }

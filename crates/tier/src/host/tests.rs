@@ -42,7 +42,7 @@ fn fingerprint(number: u8) -> Fingerprint {
 
 /// Moves a block's bytes in and seals it.
 fn put(arena: &mut Arena, class: ClassId, number: u64) -> Result<(), Refused> {
-    let filling = arena.reserve(class, hash(number))?;
+    let filling = arena.reserve(class, hash(number), Tenant(0))?;
     let bytes = body(number, filling.bytes);
     arena.region().write(filling.offset, &bytes).expect("inside");
     arena.seal(filling, crc32c::crc32c(&bytes), number.checked_sub(1).map(hash));
@@ -67,7 +67,7 @@ fn a_block_is_found_once_it_is_sealed() {
     let (mut arena, recovery) = folder.open();
     assert_eq!(recovery, Recovery { recovered: Recovered::New, blocks: 0, unfinished: 0, damaged: 0 });
     let class = arena.class(fingerprint(1), 0, 5000).expect("a class");
-    let filling = arena.reserve(class, hash(7)).expect("a place");
+    let filling = arena.reserve(class, hash(7), Tenant(0)).expect("a place");
     assert!(!arena.contains(class, &hash(7)) && arena.pin(class, &hash(7)).is_none());
     arena.abandon(filling);
     put(&mut arena, class, 7).expect("a place");
@@ -90,7 +90,7 @@ fn the_next_daemon_has_what_was_sealed_and_nothing_else() {
         put(&mut arena, large, number).expect("a place");
     }
     assert!(arena.remove(small, &hash(3)));
-    let unfinished = arena.reserve(small, hash(99)).expect("a place");
+    let unfinished = arena.reserve(small, hash(99), Tenant(0)).expect("a place");
     arena.region().write(unfinished.offset, b"half of").expect("inside");
     drop((arena, unfinished));
 

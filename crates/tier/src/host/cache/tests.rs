@@ -27,7 +27,7 @@ fn open(folder: &Path, now: Time) -> Cache {
     let (arena, recovery) =
         Arena::open(&folder.join("arena"), BYTES, BLOCK_BYTES, &Meter::new()).expect("an arena in memory");
     assert_eq!(recovery.damaged, 0);
-    Cache::new(arena, CacheLimits { known_max: 20_000, seed: 1 }, now)
+    Cache::new(arena, CacheLimits { known_max: 20_000, tenant_bytes_max: u64::MAX, seed: 1 }, now)
 }
 
 fn class(cache: &mut Cache, number: u8) -> ClassId {
@@ -36,6 +36,10 @@ fn class(cache: &mut Cache, number: u8) -> ClassId {
 
 /// What an engine does: uses what is there, computes the rest and stores it. How many blocks it did not compute.
 fn serve(cache: &mut Cache, now: Time, class: ClassId, chain: &[BlockHash]) -> usize {
+    serve_to(cache, now, class, chain, Tenant(0))
+}
+
+fn serve_to(cache: &mut Cache, now: Time, class: ClassId, chain: &[BlockHash], tenant: Tenant) -> usize {
     let there = cache.request(now, class, chain);
     for hash in &chain[..there] {
         let block = cache.pin(class, hash).expect("it was there");
@@ -47,7 +51,7 @@ fn serve(cache: &mut Cache, now: Time, class: ClassId, chain: &[BlockHash]) -> u
     }
     let mut parent = there.checked_sub(1).map(|last| chain[last]);
     for hash in &chain[there..] {
-        match cache.admit(now, class, *hash, parent) {
+        match cache.admit(now, class, *hash, parent, tenant) {
             Ok(filling) => {
                 let bytes = body(hash);
                 cache.region().write(filling.offset, &bytes).expect("inside");
@@ -83,15 +87,15 @@ fn a_block_that_did_not_come_leaves_no_hole() {
     let mut cache = open(folder.path(), at(0));
     let model = class(&mut cache, 1);
     let chain: Vec<BlockHash> = (0..3).map(hash).collect();
-    assert_eq!(cache.admit(at(0), model, chain[0], None).expect_err("nobody asked"), NotAdmitted::WorthLess);
+    assert_eq!(cache.admit(at(0), model, chain[0], None, Tenant(0)).expect_err("nobody asked"), NotAdmitted::WorthLess);
     cache.request(at(0), model, &chain);
-    let first = cache.admit(at(0), model, chain[0], None).expect("room");
-    let second = cache.admit(at(0), model, chain[1], Some(chain[0])).expect("room");
+    let first = cache.admit(at(0), model, chain[0], None, Tenant(0)).expect("room");
+    let second = cache.admit(at(0), model, chain[1], Some(chain[0]), Tenant(0)).expect("room");
     cache.abandon(first);
     cache.seal(second, 0, Some(chain[0]));
     assert_eq!(cache.blocks(), 0, "nobody could use the second");
     assert_eq!(
-        cache.admit(at(0), model, chain[2], Some(chain[1])).expect_err("its parent is gone"),
+        cache.admit(at(0), model, chain[2], Some(chain[1]), Tenant(0)).expect_err("its parent is gone"),
         NotAdmitted::WithoutParent
     );
     assert_eq!(serve(&mut cache, at(1), model, &chain), 0);
@@ -106,8 +110,8 @@ fn two_who_bring_the_same_block_store_it_once() {
     for second_comes in [true, false] {
         let block = hash(u64::from(second_comes));
         cache.request(at(0), model, &[block]);
-        let one = cache.admit(at(0), model, block, None).expect("room");
-        let two = cache.admit(at(0), model, block, None).expect("room");
+        let one = cache.admit(at(0), model, block, None, Tenant(0)).expect("room");
+        let two = cache.admit(at(0), model, block, None, Tenant(0)).expect("room");
         cache.seal(one, crc32c::crc32c(b""), None);
         if second_comes {
             cache.seal(two, crc32c::crc32c(b""), None);
@@ -200,6 +204,7 @@ fn a_day_leaves_nothing_behind() {
             assert_eq!(cache.blocks(), blocks, "all of them are there again");
         }
         assert_eq!(cache.eviction.stored(), cache.blocks());
+        assert_eq!(cache.held_by(Tenant(0)), cache.blocks() as u64 * BLOCK_BYTES);
         most = most.max(cache.blocks());
         assert!(cache.known() <= 20_000 && cache.names.len() <= 20_000 + 60);
     }
@@ -208,4 +213,40 @@ fn a_day_leaves_nothing_behind() {
     let files: HashSet<_> =
         std::fs::read_dir(folder.path()).expect("the folder").map(|file| file.expect("a file").file_name()).collect();
     assert_eq!(files.len(), 1);
+}
+
+#[test]
+fn a_tenant_has_no_more_than_its_quota_and_costs_the_others_nothing() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let (small, other, none) = (Tenant(1), Tenant(2), Tenant(3));
+    let chain = |tenant: u64, request: u64| -> Vec<BlockHash> {
+        (0..10).map(|block| hash(tenant << 40 | request << 8 | block)).collect()
+    };
+    let mut cache = open(folder.path(), at(0));
+    cache.set_quota(at(0), small, 50 * BLOCK_BYTES);
+    cache.set_quota(at(0), none, BLOCK_BYTES - 1);
+    let model = class(&mut cache, 1);
+    for request in 0..40 {
+        serve_to(&mut cache, at(request), model, &chain(2, request), other);
+    }
+    for request in 0..200 {
+        serve_to(&mut cache, at(40 + request), model, &chain(1, request), small);
+        assert!(cache.held_by(small) <= 50 * BLOCK_BYTES);
+    }
+    assert_eq!((cache.held_by(small), cache.held_by(other)), (50 * BLOCK_BYTES, 400 * BLOCK_BYTES));
+    cache.request(at(240), model, &chain(3, 0));
+    assert_eq!(cache.admit(at(240), model, chain(3, 0)[0], None, none).expect_err("no room"), NotAdmitted::Quota);
+    assert_eq!(cache.held_by(none), 0);
+    // The quota outlives the daemon, as far as it is configured again; who holds what is known anyway.
+    drop(cache);
+    let mut cache = open(folder.path(), at(0));
+    assert_eq!((cache.held_by(small), cache.held_by(other)), (50 * BLOCK_BYTES, 400 * BLOCK_BYTES));
+    cache.set_quota(at(0), small, 20 * BLOCK_BYTES);
+    assert_eq!(cache.held_by(small), 20 * BLOCK_BYTES);
+    let model = class(&mut cache, 1);
+    serve_to(&mut cache, at(1), model, &chain(1, 1000), small);
+    assert!(cache.held_by(small) <= 20 * BLOCK_BYTES);
+    for request in 0..40 {
+        assert_eq!(serve_to(&mut cache, at(2), model, &chain(2, request), other), 10);
+    }
 }

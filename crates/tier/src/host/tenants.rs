@@ -1,0 +1,62 @@
+//! Who holds how much of a cache, and how much they may.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use foldhash::fast::RandomState;
+
+use super::Tenant;
+use crate::eviction::BlockNumber;
+
+/// Owners of stored blocks.
+pub(super) struct Tenants {
+    /// By block: whose it is, and its bytes.
+    owners: HashMap<BlockNumber, (Tenant, u64), RandomState>,
+    held: HashMap<Tenant, u64, RandomState>,
+    quotas: HashMap<Tenant, u64>,
+    /// Of those without a quota of their own.
+    bytes_max: u64,
+}
+
+impl Tenants {
+    /// Nobody holds anything.
+    pub(super) fn new(bytes_max: u64) -> Self {
+        Self { owners: HashMap::default(), held: HashMap::default(), quotas: HashMap::new(), bytes_max }
+    }
+
+    pub(super) fn set_quota(&mut self, tenant: Tenant, bytes: u64) {
+        self.quotas.insert(tenant, bytes);
+    }
+
+    pub(super) fn quota(&self, tenant: Tenant) -> u64 {
+        self.quotas.get(&tenant).copied().unwrap_or(self.bytes_max)
+    }
+
+    pub(super) fn held_by(&self, tenant: Tenant) -> u64 {
+        self.held.get(&tenant).copied().unwrap_or(0)
+    }
+
+    pub(super) fn owner(&self, block: BlockNumber) -> Option<Tenant> {
+        self.owners.get(&block).map(|&(tenant, _)| tenant)
+    }
+
+    /// The block takes room of this tenant's from now on; once, however often it is said.
+    pub(super) fn count(&mut self, block: BlockNumber, tenant: Tenant, bytes: u64) {
+        if let Entry::Vacant(vacant) = self.owners.entry(block) {
+            vacant.insert((tenant, bytes));
+            *self.held.entry(tenant).or_default() += bytes;
+        }
+    }
+
+    /// The block takes no room any more.
+    pub(super) fn uncount(&mut self, block: BlockNumber) {
+        if let Some((tenant, bytes)) = self.owners.remove(&block)
+            && let Entry::Occupied(mut held) = self.held.entry(tenant)
+        {
+            *held.get_mut() -= bytes;
+            if *held.get() == 0 {
+                held.remove();
+            }
+        }
+    }
+}
