@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags, StatFs};
 use rustix::io::Errno;
 
 use crate::{KeepError, Meter, REGION_BYTES_MAX, Region};
@@ -45,6 +45,12 @@ impl Region {
             return Err(KeepError::Bytes { bytes });
         }
         let step = |step: &'static str| move |errno: Errno| KeepError::Io { step, errno };
+        // Asked of the directory first: a file that is made on a disk would stay there.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+        let system = rustix::fs::statfs(folder).map_err(step("examine its directory"))?;
+        if !is_in_memory(&system) {
+            return Err(KeepError::NotInMemory);
+        }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map_err(|errno| match errno {
             Errno::LOOP | Errno::ISDIR | Errno::NXIO => KeepError::NotRegular,
@@ -58,7 +64,7 @@ impl Region {
             return Err(KeepError::NotOurs);
         }
         let system = rustix::fs::fstatfs(&fd).map_err(step("examine its file system"))?;
-        if !u64::try_from(system.f_type).is_ok_and(|kind| kind == TMPFS_MAGIC || kind == HUGETLBFS_MAGIC) {
+        if !is_in_memory(&system) {
             return Err(KeepError::NotInMemory);
         }
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
@@ -82,6 +88,10 @@ impl Region {
         region.lock = Some(fd);
         Ok((Arc::new(region), kept))
     }
+}
+
+fn is_in_memory(system: &StatFs) -> bool {
+    u64::try_from(system.f_type).is_ok_and(|kind| kind == TMPFS_MAGIC || kind == HUGETLBFS_MAGIC)
 }
 
 /// Gives the file all its pages; those that are there stay as they are.
@@ -143,11 +153,12 @@ mod tests {
         assert_eq!(keep(&path("link")).expect_err("a link"), KeepError::NotRegular);
         assert_eq!(keep(folder.path()).expect_err("a directory"), KeepError::NotRegular);
         let said = keep(&path("missing/arena")).expect_err("no directory").to_string();
-        assert!(said.contains("open it"), "{said}");
+        assert!(said.contains("examine its directory"), "{said}");
         let elsewhere = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).expect("a folder beside this code");
         // Unless that is in memory too.
         if rustix::fs::statfs(elsewhere.path()).is_ok_and(|system| u64::try_from(system.f_type) != Ok(TMPFS_MAGIC)) {
             assert_eq!(keep(&elsewhere.path().join("arena")).expect_err("a disk"), KeepError::NotInMemory);
+            assert!(!elsewhere.path().join("arena").exists(), "nothing is left there");
         }
     }
 
