@@ -281,10 +281,16 @@ impl TcpEndpoint {
                 if !self.streams.iter().all(|stream| stream.welcomed) {
                     return Ok(());
                 }
+                self.place.ups.fetch_add(1, Ordering::Release);
             }
             Phase::Joining { streams, expires, .. } => {
                 if *expires <= now {
                     return Err(Fault::Deadline);
+                }
+                let is_whole = streams.iter().all(Option::is_some);
+                if is_whole {
+                    // The last welcome, below, may bring a work that another thread is told of.
+                    self.place.ups.fetch_add(1, Ordering::Release);
                 }
                 for stream in streams.iter_mut().flatten() {
                     if stream.is_hung_up() {
@@ -293,7 +299,7 @@ impl TcpEndpoint {
                     stream.flush(wire, now)?;
                     stream.watch(wire)?;
                 }
-                if !streams.iter().all(Option::is_some) {
+                if !is_whole {
                     return Ok(());
                 }
                 self.streams = streams.drain(..).flatten().collect();

@@ -25,6 +25,8 @@ use crate::threads::Order;
 pub(crate) struct Place {
     /// Which stream of the whole is the first here.
     pub(crate) first: u32,
+    /// Threads whose part is up. Each counts itself before it lets the peer know: the peer may ask for a work at once.
+    pub(crate) ups: Arc<AtomicUsize>,
     /// Completed reads of which bytes may still come, so that each has a slot here.
     pub(crate) draining: Arc<AtomicUsize>,
 }
@@ -46,8 +48,11 @@ pub(crate) struct Joint {
     works_max: usize,
     /// Slots at each thread that works of before still have. A thread counts one here before it reports the work.
     draining: Vec<Arc<AtomicUsize>>,
-    /// Threads whose part came up, and went down.
-    ups: usize,
+    /// Threads whose part came up.
+    ups: Arc<AtomicUsize>,
+    /// Whether it was said that all are.
+    announced: bool,
+    /// Threads whose part went down.
     downs: usize,
     /// Why it ends.
     fault: Option<Fault>,
@@ -83,7 +88,8 @@ impl Joint {
             works_max,
             draining: (0..=orders.len()).map(|_| Arc::default()).collect(),
             orders,
-            ups: 0,
+            ups: Arc::default(),
+            announced: false,
             downs: 0,
             fault: None,
             works: HashMap::new(),
@@ -105,7 +111,7 @@ impl Joint {
     /// Where those are in the whole.
     pub(crate) fn place_of(&self, number: usize) -> Place {
         let first = u32::try_from(self.streams_of(number).start).unwrap_or(u32::MAX);
-        Place { first, draining: Arc::clone(&self.draining[number]) }
+        Place { first, ups: Arc::clone(&self.ups), draining: Arc::clone(&self.draining[number]) }
     }
 
     /// Orders each of the others what is made for its number.
@@ -122,8 +128,15 @@ impl Joint {
         (1..).zip(&self.orders).find_map(has_stream).map(Arc::as_ref)
     }
 
-    pub(crate) const fn is_up(&self) -> bool {
-        self.is_well() && self.ups == self.thread_count()
+    pub(crate) fn is_up(&self) -> bool {
+        self.is_well() && self.ups.load(Ordering::Acquire) == self.thread_count()
+    }
+
+    /// Its first event, once all of it is up: before anything that a thread reports of it goes out.
+    pub(crate) fn announce(&mut self) -> Option<Event> {
+        let is_new = !self.announced && self.is_up();
+        self.announced |= is_new;
+        is_new.then_some(Event::EndpointUp(self.id))
     }
 
     /// Nothing ends it yet.
@@ -165,10 +178,8 @@ impl Joint {
     pub(crate) fn handle(&mut self, number: usize, event: Event) -> Option<Event> {
         match event {
             Event::Completed(done) => self.handle_completed(number, done).map(Event::Completed),
-            Event::EndpointUp(_) => {
-                self.ups += 1;
-                self.is_up().then_some(Event::EndpointUp(self.id))
-            }
+            // It has counted itself; see `announce`.
+            Event::EndpointUp(_) => None,
             Event::EndpointDown(_, fault) => {
                 self.downs += 1;
                 self.fail(fault);
@@ -333,10 +344,13 @@ mod tests {
     #[test]
     fn it_is_up_when_all_are_and_down_when_all_is_over() {
         let mut joint = joint(4, 2);
+        joint.place_of(1).ups.fetch_add(1, Ordering::Release);
+        assert!(!joint.is_up() && joint.announce().is_none());
+        joint.place_of(0).ups.fetch_add(1, Ordering::Release);
+        assert!(joint.is_up(), "a part counts before its report comes: the peer may be quicker");
+        assert_eq!(joint.announce(), Some(Event::EndpointUp(ID)));
         assert_eq!(joint.handle(1, Event::EndpointUp(ID)), None);
-        assert!(!joint.is_up());
-        assert_eq!(joint.handle(0, Event::EndpointUp(ID)), Some(Event::EndpointUp(ID)));
-        assert!(joint.is_up());
+        assert_eq!(joint.announce(), None, "once");
         open(&mut joint, 5);
         assert_eq!(joint.handle(1, Event::EndpointDown(ID, Fault::Stalled)), None);
         assert!(!joint.is_up() && joint.over().is_none());

@@ -160,6 +160,7 @@ impl Spread {
                 continue;
             };
             let was_well = joint.is_well();
+            events.extend(joint.announce());
             events.extend(joint.handle(number, report.event));
             if was_well && !joint.is_well() {
                 close_all(joint, own);
