@@ -16,7 +16,8 @@ use std::time::Instant;
 
 use kvferry_core::Fingerprint;
 use kvferry_memory::{Meter, Piece, Region, Stores};
-use kvferry_tier::host::{Arena, BlockHash, Tenant};
+use kvferry_tier::host::Arena;
+use kvferry_tier::{BlockHash, Store as _, Tenant};
 
 const ARENA_BYTES: u64 = 8 << 30;
 const ASKED: usize = 4096;
@@ -55,7 +56,7 @@ fn measure(path: &Path, block_bytes: u64) {
     loop {
         let hash = hash(&mut random);
         let Ok(filling) = arena.reserve(class, hash, Tenant(0)) else { break };
-        arena.seal(filling, 0, None);
+        arena.seal(filling, 0, None).expect("kept");
         hashes.push(hash);
     }
     drop(arena);

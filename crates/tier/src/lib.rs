@@ -2,13 +2,23 @@
 //!
 //! ```text
 //! requests (chains of blocks) -> Eviction: which stored block is worth least -> its room
-//! blocks -> host::Arena: reserve -> fill -> seal -> find; survives the daemon
-//!           host::Cache: an arena in which Eviction decides what stays
+//! blocks -> Store: reserve -> fill -> seal -> find
+//!             host::Arena in memory, survives the daemon; twin::Twin in a map, for tests
+//!           Cache: a store in which Eviction decides what stays
 //! ```
 //!
 //! Today `kvferry cache replay` judges the first on traces, and tests and a benchmark drive the second: no daemon stores
 //! blocks yet.
 #![forbid(unsafe_code)]
 
+mod cache;
 pub mod eviction;
 pub mod host;
+pub mod store;
+#[cfg(test)]
+mod suite;
+mod tenants;
+pub mod twin;
+
+pub use cache::{Cache, CacheLimits, NotAdmitted};
+pub use store::{BlockHash, CLASSES_MAX, ClassId, Found, Held, NotKept, Refused, Reserved, Store, Tenant};

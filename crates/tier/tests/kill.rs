@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use kvferry_core::Fingerprint;
 use kvferry_memory::{Meter, Region};
-use kvferry_tier::host::{Arena, BlockHash, ClassId, Tenant};
+use kvferry_tier::host::Arena;
+use kvferry_tier::{BlockHash, ClassId, Store as _, Tenant};
 
 const ROUNDS: u32 = 300;
 const BYTES: u64 = 4 << 20;
@@ -81,7 +82,7 @@ impl World {
             for (place, part) in bytes.chunks(1000).enumerate() {
                 self.arena.region().write(filling.offset + 1000 * place as u64, part).expect("inside");
             }
-            self.arena.seal(filling, crc32c::crc32c(&bytes), None);
+            self.arena.seal(filling, crc32c::crc32c(&bytes), None).expect("kept");
             self.journal.store(block, THERE).expect("inside");
         }
     }

@@ -6,13 +6,7 @@ use zerocopy::IntoBytes as _;
 
 use super::geometry::{Cut, Geometry};
 use super::record::{self, ChunkEntry, State};
-
-/// Classes of one arena: models times cache groups that a node has served.
-pub const CLASSES_MAX: usize = 256;
-
-/// Blocks of one fingerprint, group and size, in one arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ClassId(u16);
+use crate::store::{CLASSES_MAX, ClassId};
 
 /// A slot of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -11,7 +11,8 @@
 use kvferry_core::BlockIndex;
 use kvferry_core::layout::{AxisOrder, GroupLayout, LayerSpan, Layout, LayoutError};
 
-use super::{Arena, Block, ClassId, Filling};
+use super::{Arena, Block, Filling};
+use crate::store::ClassId;
 
 impl Arena {
     /// How blocks of this class lie in the chunk that this one is in; `engine` has one group, the class's own. Slots are
@@ -84,8 +85,8 @@ mod tests {
     use kvferry_core::plan::{GroupBlocks, Plan};
     use kvferry_memory::{Meter, Piece, Region, Stores};
 
-    use super::super::Tenant;
     use super::*;
+    use crate::store::{Store as _, Tenant};
 
     const BLOCKS: u32 = 12;
     const LAYERS: u32 = 3;
@@ -157,7 +158,7 @@ mod tests {
             stored.copy_summed(&first, &pieces(&put), Stores::Streamed).expect("inside");
             // One piece, and all of the block's bytes in it.
             let checksum = stored.crc32c(0, filling.offset, filling.bytes).expect("inside");
-            arena.seal(filling, checksum, None);
+            arena.seal(filling, checksum, None).expect("kept");
             let block = arena.pin(class, &[7; 32]).expect("there");
             let chunk = arena.chunk_layout(class, &block, &engine).expect("a layout").expect("of its size");
             let get = plan(&chunk, &engine, Slot::from(&block).index.0, 9);

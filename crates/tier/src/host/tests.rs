@@ -45,7 +45,7 @@ fn put(arena: &mut Arena, class: ClassId, number: u64) -> Result<(), Refused> {
     let filling = arena.reserve(class, hash(number), Tenant(0))?;
     let bytes = body(number, filling.bytes);
     arena.region().write(filling.offset, &bytes).expect("inside");
-    arena.seal(filling, crc32c::crc32c(&bytes), number.checked_sub(1).map(hash));
+    arena.seal(filling, crc32c::crc32c(&bytes), number.checked_sub(1).map(hash)).expect("kept");
     Ok(())
 }
 

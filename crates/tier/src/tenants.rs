@@ -5,8 +5,8 @@ use std::collections::hash_map::Entry;
 
 use foldhash::fast::RandomState;
 
-use super::Tenant;
 use crate::eviction::BlockNumber;
+use crate::store::Tenant;
 
 /// Owners of stored blocks.
 pub(super) struct Tenants {

@@ -1,35 +1,33 @@
-//! The arena with somebody who decides what stays in it: a cache of blocks.
+//! A store with somebody who decides what stays in it: a cache of blocks.
 //!
 //! ```text
 //! request(chain) -> how many of its first blocks are there, and Eviction learns
 //! admit(block)   -> room for it, taken from what is worth less -> Filling -> seal
 //! ```
 //!
-//! Limits: the arena's; [`CacheLimits::known_max`] blocks are remembered; a tenant has its quota. A class takes room from its own blocks; where
-//! none of them is among those looked at, because they are few, it takes the emptiest chunk of another. What is held stays
-//! ([`Arena::pin`]). Failure: a block whose record or bytes are not what they were is a miss, counted, and gone.
+//! Limits: the store's; [`CacheLimits::known_max`] blocks are remembered; a tenant has its quota. A class takes room from its own blocks; where
+//! none of them is among those looked at, because they are few, it takes the emptiest part of another's. What is held stays
+//! ([`Store::pin`]). Failure: a block whose record or bytes are not what they were is a miss, counted, and gone.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use kvferry_core::{Fingerprint, Time};
-use kvferry_memory::Region;
 use thiserror::Error;
 
-use super::tenants::Tenants;
-use super::{Arena, Block, BlockHash, ClassId, Filling, Found, Refused, Tenant};
 use crate::eviction::{BlockNumber, Eviction, Settings};
+use crate::store::{BlockHash, ClassId, Found, Refused, Reserved as _, Store, Tenant};
+use crate::tenants::Tenants;
 
-/// Victims for one place: a chunk's worth of blocks may have to go before one is free.
+/// Victims for one place: a part's worth of blocks may have to go before one is free.
 const VICTIMS_MAX: usize = 1 << 16;
 
 /// No block's number.
 const NOBODY: BlockNumber = BlockNumber::MAX;
 
-/// Blocks in host memory, the most useful ones.
-pub struct Cache {
-    arena: Arena,
+/// Blocks of a store, the most useful ones.
+pub struct Cache<S> {
+    store: S,
     eviction: Eviction,
     numbers: HashMap<Name, BlockNumber, RandomState>,
     /// By number.
@@ -66,19 +64,22 @@ pub enum NotAdmitted {
     /// Its tenant has as much as it may, and nothing of it that could go is worth less.
     #[error("the tenant's quota is used up by what is worth more, or is held")]
     Quota,
+    /// The store takes nothing any more.
+    #[error("the store can only be read")]
+    ReadOnly,
     /// Everything that could go is worth more, or is held.
     #[error("what is stored is worth more, or is held")]
     WorthLess,
 }
 
-impl Cache {
-    /// Of an arena, with the blocks that it has.
+impl<S: Store> Cache<S> {
+    /// Of a store, with the blocks that it has.
     #[must_use]
-    pub fn new(arena: Arena, limits: CacheLimits, now: Time) -> Self {
+    pub fn new(store: S, limits: CacheLimits, now: Time) -> Self {
         let settings = Settings { known_max: limits.known_max, seed: limits.seed };
-        let found = arena.parents_first();
+        let found = store.parents_first();
         let mut cache = Self {
-            arena,
+            store,
             eviction: Eviction::new(settings),
             numbers: HashMap::default(),
             names: Vec::new(),
@@ -92,30 +93,35 @@ impl Cache {
             let parent = parent.and_then(|parent| cache.numbers.get(&(class, parent)).copied());
             let stored = cache.eviction.found(now, number, parent);
             debug_assert!(stored, "parents come first");
-            cache.tenants.count(number, tenant, cache.arena.block_bytes(class));
+            cache.tenants.count(number, tenant, cache.store.block_bytes(class));
         }
         cache
     }
 
-    /// See [`Arena::region`].
+    /// What the blocks are in.
     #[must_use]
-    pub const fn region(&self) -> &Arc<Region> {
-        self.arena.region()
+    pub const fn store(&self) -> &S {
+        &self.store
     }
 
-    /// See [`Arena::class`].
+    /// What the blocks are in, for what is not a block's coming and going: those go by way of the cache alone.
+    pub const fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// See [`Store::class`].
     ///
     /// # Errors
     ///
     /// [`Refused::Class`].
     pub fn class(&mut self, fingerprint: Fingerprint, group: u32, block_bytes: u64) -> Result<ClassId, Refused> {
-        self.arena.class(fingerprint, group, block_bytes)
+        self.store.class(fingerprint, group, block_bytes)
     }
 
-    /// See [`Arena::pin`].
-    pub fn pin(&mut self, class: ClassId, hash: &BlockHash) -> Option<Block> {
-        let block = self.arena.pin(class, hash);
-        if block.is_none() && self.arena.contains(class, hash) {
+    /// See [`Store::pin`].
+    pub fn pin(&mut self, class: ClassId, hash: &BlockHash) -> Option<S::Block> {
+        let block = self.store.pin(class, hash);
+        if block.is_none() && self.store.contains(class, hash) {
             self.damaged(class, hash);
         }
         block
@@ -123,14 +129,14 @@ impl Cache {
 
     /// The bytes of a block that the caller holds do not have the checksum that they must have: it is held once less, and
     /// goes. Where others hold it too, they find the same.
-    pub fn discard(&mut self, class: ClassId, hash: &BlockHash, block: &Block) {
-        if self.arena.unpin(block) {
+    pub fn discard(&mut self, class: ClassId, hash: &BlockHash, block: &S::Block) {
+        if self.store.unpin(block) {
             self.damaged(class, hash);
         }
     }
 
     fn damaged(&mut self, class: ClassId, hash: &BlockHash) {
-        if self.arena.remove(class, hash) {
+        if self.store.remove(class, hash) {
             self.damaged += 1;
             self.lose(class, hash);
         }
@@ -142,15 +148,15 @@ impl Cache {
         self.damaged
     }
 
-    /// See [`Arena::unpin`].
-    pub fn unpin(&mut self, block: &Block) -> bool {
-        self.arena.unpin(block)
+    /// See [`Store::unpin`].
+    pub fn unpin(&mut self, block: &S::Block) -> bool {
+        self.store.unpin(block)
     }
 
     /// Blocks that are there.
     #[must_use]
     pub fn blocks(&self) -> usize {
-        self.arena.blocks()
+        self.store.blocks()
     }
 
     /// Blocks that went to make room for others.
@@ -180,7 +186,7 @@ impl Cache {
 
     /// A request came for this chain: how many of its first blocks are there. `now` never goes back.
     pub fn request(&mut self, now: Time, class: ClassId, chain: &[BlockHash]) -> usize {
-        let there = chain.iter().take_while(|hash| self.arena.contains(class, hash)).count();
+        let there = chain.iter().take_while(|hash| self.store.contains(class, hash)).count();
         let numbers: Vec<BlockNumber> = chain.iter().map(|hash| self.number((class, *hash))).collect();
         self.eviction.request(now, &numbers);
         while let Some(number) = self.eviction.next_forgotten() {
@@ -205,12 +211,12 @@ impl Cache {
         hash: BlockHash,
         parent: Option<BlockHash>,
         tenant: Tenant,
-    ) -> Result<Filling, NotAdmitted> {
+    ) -> Result<S::Filling, NotAdmitted> {
         let parent = match parent {
             None => None,
             Some(parent) => Some(*self.numbers.get(&(class, parent)).ok_or(NotAdmitted::WithoutParent)?),
         };
-        if self.arena.contains(class, &hash) {
+        if self.store.contains(class, &hash) {
             return Err(NotAdmitted::There);
         }
         let number = *self.numbers.get(&(class, hash)).ok_or(NotAdmitted::WorthLess)?;
@@ -232,8 +238,8 @@ impl Cache {
         number: BlockNumber,
         parent: Option<BlockNumber>,
         tenant: Tenant,
-    ) -> Result<Filling, NotAdmitted> {
-        let bytes = self.arena.block_bytes(class);
+    ) -> Result<S::Filling, NotAdmitted> {
+        let bytes = self.store.block_bytes(class);
         let is_new = self.tenants.owner(number).is_none();
         while is_new && self.held_by(tenant).saturating_add(bytes) > self.tenants.quota(tenant) {
             if !self.evict_of(now, tenant, number) {
@@ -241,17 +247,18 @@ impl Cache {
             }
         }
         for _ in 0..VICTIMS_MAX {
-            match self.arena.reserve(class, hash, tenant) {
+            match self.store.reserve(class, hash, tenant) {
                 Ok(filling) if self.eviction.store(number, parent) => {
                     self.tenants.count(number, tenant, bytes);
                     return Ok(filling);
                 }
                 Ok(filling) => {
-                    // Its parent went with a chunk.
-                    self.arena.abandon(filling);
+                    // Its parent went with a part.
+                    self.store.abandon(filling);
                     return Err(NotAdmitted::WithoutParent);
                 }
                 Err(Refused::There) => return Err(NotAdmitted::There),
+                Err(Refused::ReadOnly) => return Err(NotAdmitted::ReadOnly),
                 Err(Refused::Full | Refused::Class) => {}
             }
             if !self.make_room(now, class, number) {
@@ -261,29 +268,36 @@ impl Cache {
         Err(NotAdmitted::WorthLess)
     }
 
-    /// All bytes of the block are in its place; see [`Arena::seal`]. Where the block before it went meanwhile, this one goes
-    /// too.
-    pub fn seal(&mut self, filling: Filling, checksum: u32, parent: Option<BlockHash>) {
-        let (class, hash, tenant) = (filling.class, filling.hash, filling.tenant);
-        self.arena.seal(filling, checksum, parent);
+    /// All bytes of the block are in its place; see [`Store::seal`]. Where the block before it went meanwhile, this one goes
+    /// too. Whether the block is there now.
+    pub fn seal(&mut self, filling: S::Filling, checksum: u32, parent: Option<BlockHash>) -> bool {
+        let (class, hash, tenant) = (filling.class(), filling.hash(), filling.tenant());
+        if self.store.seal(filling, checksum, parent).is_err() {
+            // Somebody else may have brought it.
+            if !self.store.contains(class, &hash) {
+                self.lose(class, &hash);
+            }
+            return false;
+        }
         let parent = parent.map(|parent| self.numbers.get(&(class, parent)).copied());
         let stays = match (self.numbers.get(&(class, hash)), parent) {
             (None, _) | (_, Some(None)) => None,
             (Some(&number), parent) => self.eviction.store(number, parent.flatten()).then_some(number),
         };
         match stays {
-            Some(number) => self.tenants.count(number, tenant, self.arena.block_bytes(class)),
-            None if self.arena.remove(class, &hash) => self.lose(class, &hash),
+            Some(number) => self.tenants.count(number, tenant, self.store.block_bytes(class)),
+            None if self.store.remove(class, &hash) => self.lose(class, &hash),
             None => {}
         }
+        self.store.contains(class, &hash)
     }
 
-    /// The block does not come after all; see [`Arena::abandon`].
-    pub fn abandon(&mut self, filling: Filling) {
-        let (class, hash) = (filling.class, filling.hash);
-        self.arena.abandon(filling);
+    /// The block does not come after all; see [`Store::abandon`].
+    pub fn abandon(&mut self, filling: S::Filling) {
+        let (class, hash) = (filling.class(), filling.hash());
+        self.store.abandon(filling);
         // Somebody else may have brought it.
-        if !self.arena.contains(class, &hash) {
+        if !self.store.contains(class, &hash) {
             self.lose(class, &hash);
         }
     }
@@ -297,43 +311,43 @@ impl Cache {
 
     /// One block of this tenant less. False: none goes for this one.
     fn evict_of(&mut self, now: Time, tenant: Tenant, newest: BlockNumber) -> bool {
-        let (arena, names, tenants) = (&self.arena, &self.names, &self.tenants);
+        let (store, names, tenants) = (&self.store, &self.names, &self.tenants);
         let may_go = |block: BlockNumber| {
             block == newest
                 || (tenants.owner(block) == Some(tenant)
-                    && names[block as usize].is_some_and(|(class, hash)| arena.may_go(class, &hash)))
+                    && names[block as usize].is_some_and(|(class, hash)| store.may_go(class, &hash)))
         };
         let victim = self.eviction.victim(now, newest, may_go).filter(|&victim| victim != newest);
         victim.is_some_and(|victim| self.evict(victim))
     }
 
-    /// A victim leaves the arena.
+    /// A victim leaves the store.
     fn evict(&mut self, victim: BlockNumber) -> bool {
         self.evicted += 1;
         self.tenants.uncount(victim);
-        self.names[victim as usize].is_some_and(|(class, hash)| self.arena.remove(class, &hash))
+        self.names[victim as usize].is_some_and(|(class, hash)| self.store.remove(class, &hash))
     }
 
-    /// One block less, or a chunk's worth of them. False: nobody goes for this one.
+    /// One block less, or a part's worth of them. False: nobody goes for this one.
     fn make_room(&mut self, now: Time, class: ClassId, newest: BlockNumber) -> bool {
-        let (arena, names) = (&self.arena, &self.names);
+        let (store, names) = (&self.store, &self.names);
         let may_go = |block: BlockNumber| {
-            block == newest || names[block as usize].is_some_and(|(of, hash)| of == class && arena.may_go(of, &hash))
+            block == newest || names[block as usize].is_some_and(|(of, hash)| of == class && store.may_go(of, &hash))
         };
         match self.eviction.victim(now, newest, may_go) {
             // The first of its class competes with nobody of its kind.
-            Some(victim) if victim == newest => !self.arena.has_blocks(class) && self.take_chunk(class),
+            Some(victim) if victim == newest => !self.store.has_blocks(class) && self.take_part(class),
             Some(victim) => self.evict(victim),
-            None => self.take_chunk(class),
+            None => self.take_part(class),
         }
     }
 
-    /// Empties the chunk of another class that has the fewest blocks.
-    fn take_chunk(&mut self, class: ClassId) -> bool {
-        let names = self.arena.emptiest_chunk(class);
+    /// Empties the part of another class that has the fewest blocks.
+    fn take_part(&mut self, class: ClassId) -> bool {
+        let names = self.store.emptiest_part(class);
         let mut room = false;
         for (of, hash) in names {
-            if self.arena.remove(of, &hash) {
+            if self.store.remove(of, &hash) {
                 (room, self.evicted) = (true, self.evicted + 1);
                 self.lose(of, &hash);
             }

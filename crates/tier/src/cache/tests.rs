@@ -5,6 +5,7 @@ use kvferry_core::Fingerprint;
 use kvferry_memory::Meter;
 
 use super::*;
+use crate::host::Arena;
 
 const BLOCK_BYTES: u64 = 4000;
 const BYTES: u64 = 8 << 20;
@@ -23,28 +24,28 @@ fn body(hash: &BlockHash) -> Vec<u8> {
     hash.iter().copied().cycle().take(usize::try_from(BLOCK_BYTES).expect("small")).collect()
 }
 
-fn open(folder: &Path, now: Time) -> Cache {
+fn open(folder: &Path, now: Time) -> Cache<Arena> {
     let (arena, recovery) =
         Arena::open(&folder.join("arena"), BYTES, BLOCK_BYTES, &Meter::new()).expect("an arena in memory");
     assert_eq!(recovery.damaged, 0);
     Cache::new(arena, CacheLimits { known_max: 20_000, tenant_bytes_max: u64::MAX, seed: 1 }, now)
 }
 
-fn class(cache: &mut Cache, number: u8) -> ClassId {
+fn class(cache: &mut Cache<Arena>, number: u8) -> ClassId {
     cache.class(Fingerprint([number; 32]), 0, BLOCK_BYTES).expect("a class")
 }
 
 /// What an engine does: uses what is there, computes the rest and stores it. How many blocks it did not compute.
-fn serve(cache: &mut Cache, now: Time, class: ClassId, chain: &[BlockHash]) -> usize {
+fn serve(cache: &mut Cache<Arena>, now: Time, class: ClassId, chain: &[BlockHash]) -> usize {
     serve_to(cache, now, class, chain, Tenant(0))
 }
 
-fn serve_to(cache: &mut Cache, now: Time, class: ClassId, chain: &[BlockHash], tenant: Tenant) -> usize {
+fn serve_to(cache: &mut Cache<Arena>, now: Time, class: ClassId, chain: &[BlockHash], tenant: Tenant) -> usize {
     let there = cache.request(now, class, chain);
     for hash in &chain[..there] {
         let block = cache.pin(class, hash).expect("it was there");
         let mut bytes = vec![0; usize::try_from(block.bytes).expect("small")];
-        cache.region().read(block.offset, &mut bytes).expect("inside");
+        cache.store().region().read(block.offset, &mut bytes).expect("inside");
         assert_eq!(bytes, body(hash));
         assert_eq!(crc32c::crc32c(&bytes), block.checksum);
         cache.unpin(&block);
@@ -54,7 +55,7 @@ fn serve_to(cache: &mut Cache, now: Time, class: ClassId, chain: &[BlockHash], t
         match cache.admit(now, class, *hash, parent, tenant) {
             Ok(filling) => {
                 let bytes = body(hash);
-                cache.region().write(filling.offset, &bytes).expect("inside");
+                cache.store().region().write(filling.offset, &bytes).expect("inside");
                 cache.seal(filling, crc32c::crc32c(&bytes), parent);
             }
             Err(NotAdmitted::There) => {}
@@ -118,7 +119,7 @@ fn two_who_bring_the_same_block_store_it_once() {
         } else {
             cache.abandon(two);
         }
-        assert!(cache.arena.contains(model, &block));
+        assert!(cache.store.contains(model, &block));
         assert_eq!(cache.eviction.stored(), cache.blocks());
     }
 }
@@ -133,8 +134,8 @@ fn what_is_damaged_is_a_miss_counted_once_and_comes_back() {
     // A record: nobody who asks gets the block.
     let block = cache.pin(model, &chain[4]).expect("there");
     assert!(cache.unpin(&block));
-    let record = cache.arena.record_at(&block);
-    cache.region().write(record + 20, b"another hash").expect("inside");
+    let record = cache.store.record_at(&block);
+    cache.store().region().write(record + 20, b"another hash").expect("inside");
     assert!(cache.pin(model, &chain[4]).is_none());
     assert_eq!((cache.damaged_blocks(), cache.blocks()), (1, 5));
     assert_eq!(serve(&mut cache, at(1), model, &chain), 4);
