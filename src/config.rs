@@ -4,6 +4,7 @@
 //! a laptop, and a limit.
 
 mod raw;
+mod tier;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use kvferry_transport::COPY_THREADS_MAX;
 use kvferry_transport_tcp::{Congestion, Io, THREADS_MAX};
 
 use raw::RawConfig;
+pub(crate) use tier::HostTier;
 
 /// What a config must say to let daemons talk in the clear beyond loopback.
 pub(crate) const PLAINTEXT_WORDS: &str = "anyone on this network may read and forge KV cache";
@@ -57,6 +59,8 @@ pub(crate) struct Config {
     pub(crate) peer_tls: Option<TlsFiles>,
     pub(crate) admin_listen: SocketAddr,
     pub(crate) limits: Limits,
+    /// Blocks are kept in host memory.
+    pub(crate) tier_host: Option<HostTier>,
 }
 
 /// Files of mutual TLS between daemons, PEM.
@@ -167,7 +171,7 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self> {
         // The error shows the line and marks the place.
-        let RawConfig { node, attach, peer, admin, limits } = toml::from_str(text)?;
+        let RawConfig { node, attach, peer, admin, limits, tier } = toml::from_str(text)?;
         let raw::Peer {
             listen,
             data_port,
@@ -217,6 +221,7 @@ impl Config {
             }),
             admin_listen: admin.listen,
             limits: limits.check(ring_spins)?,
+            tier_host: tier.host.map(raw::Host::check).transpose()?,
         };
         ensure!((1..=64).contains(&config.node.len()), "node: a name of 1 to 64 bytes");
         ensure!((1..=16).contains(&config.peer_streams), "peer.streams: 1 to 16");

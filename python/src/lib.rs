@@ -21,10 +21,12 @@ mod native {
     use std::time::Duration;
 
     use kvferry_client::{
-        AttachSpec, ClientConfig, ClientError, Event, GroupLayout, LayerSpan, Layout, Role, WantedBlocks,
+        AttachSpec, BlockHash, ClientConfig, ClientError, Event, GroupLayout, LayerSpan, Layout, LoadedBlocks, Role,
+        StoredBlocks, WantedBlocks,
     };
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
+    use pyo3::pybacked::PyBackedBytes;
 
     pyo3::import_exception!(kvferry.client, RefusedError);
     pyo3::import_exception!(kvferry.client, UnavailableError);
@@ -137,6 +139,60 @@ mod native {
             Ok(py.detach(|| client.redeem(request_id, ticket, &groups, deadline_ms, binding)))
         }
 
+        fn lookup(&self, py: Python<'_>, request_id: &str, groups: Vec<Vec<PyBackedBytes>>) -> PyResult<u64> {
+            let client = self.open_client()?;
+            let groups = groups.into_iter().map(|chain| hashes(&chain)).collect::<PyResult<Vec<_>>>()?;
+            Ok(py.detach(|| client.lookup(request_id, &groups)))
+        }
+
+        fn forget(&self, py: Python<'_>, key: u64) -> PyResult<()> {
+            let client = self.open_client()?;
+            py.detach(|| client.forget(key));
+            Ok(())
+        }
+
+        fn clear(&self, py: Python<'_>) -> PyResult<()> {
+            let client = self.open_client()?;
+            py.detach(|| client.clear());
+            Ok(())
+        }
+
+        fn load(
+            &self,
+            py: Python<'_>,
+            request_id: &str,
+            claim: u64,
+            groups: Vec<(Vec<PyBackedBytes>, Vec<u32>)>,
+            deadline_ms: u64,
+        ) -> PyResult<u64> {
+            let client = self.open_client()?;
+            let group = |(names, blocks): (Vec<_>, _)| Ok(LoadedBlocks { hashes: hashes(&names)?, blocks });
+            let groups = groups.into_iter().map(group).collect::<PyResult<Vec<_>>>()?;
+            Ok(py.detach(|| client.load(request_id, claim, &groups, deadline_ms)))
+        }
+
+        fn store(
+            &self,
+            py: Python<'_>,
+            request_id: &str,
+            groups: Vec<(PyBackedBytes, Vec<PyBackedBytes>, Vec<u32>)>,
+            tenant: &[u8],
+        ) -> PyResult<u64> {
+            let client = self.open_client()?;
+            let group = |(parent, names, blocks): (PyBackedBytes, Vec<_>, _)| {
+                let parent = if parent.is_empty() { None } else { Some(hash(&parent)?) };
+                Ok(StoredBlocks { parent, hashes: hashes(&names)?, blocks })
+            };
+            let groups = groups.into_iter().map(group).collect::<PyResult<Vec<_>>>()?;
+            Ok(py.detach(|| client.store(request_id, &groups, tenant)))
+        }
+
+        fn commit(&self, py: Python<'_>, key: u64) -> PyResult<()> {
+            let client = self.open_client()?;
+            py.detach(|| client.commit(key));
+            Ok(())
+        }
+
         fn abort(&self, py: Python<'_>, key: u64) -> PyResult<()> {
             let client = self.open_client()?;
             py.detach(|| client.abort(key));
@@ -145,7 +201,7 @@ mod native {
 
         fn poll<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyAny>>> {
             let events = py.detach(|| self.client().map(|client| client.poll()).unwrap_or_default());
-            events.into_iter().map(|event| to_python(py, event)).collect()
+            events.into_iter().filter_map(|event| to_python(py, event).transpose()).collect()
         }
 
         fn close(&self, py: Python<'_>) {
@@ -159,18 +215,44 @@ mod native {
         LayerSpan { layer_count, offset, layer_stride, block_stride, head_count, token_count, content_bytes }
     }
 
-    /// A tuple of the event's kind and its fields, in the order of its class in `kvferry/client.py`.
-    fn to_python(py: Python<'_>, event: Event) -> PyResult<Bound<'_, PyAny>> {
-        Ok(match event {
+    fn hash(bytes: &PyBackedBytes) -> PyResult<BlockHash> {
+        let wrong = |_| PyValueError::new_err(format!("a block's hash has 32 bytes, not {}", bytes.len()));
+        BlockHash::try_from(&**bytes).map_err(wrong)
+    }
+
+    fn hashes(list: &[PyBackedBytes]) -> PyResult<Vec<BlockHash>> {
+        list.iter().map(hash).collect()
+    }
+
+    /// A tuple of the event's kind and its fields, in the order of its class in `kvferry/client.py`; none for what the
+    /// connector has no use for.
+    fn to_python(py: Python<'_>, event: Event) -> PyResult<Option<Bound<'_, PyAny>>> {
+        let names = |list: Vec<(u32, BlockHash)>| -> Vec<(u32, Vec<u8>)> {
+            list.into_iter().map(|(group, hash)| (group, hash.to_vec())).collect()
+        };
+        Ok(Some(match event {
             Event::Connected { daemon_epoch } => ("connected", daemon_epoch).into_pyobject(py)?.into_any(),
+            Event::Copied { key, request_id, failure } => {
+                ("copied", key, request_id, failure).into_pyobject(py)?.into_any()
+            }
             Event::Disconnected => ("disconnected",).into_pyobject(py)?.into_any(),
+            Event::Found { key, request_id, held, on_disk, failure } => {
+                ("found", key, request_id, held, on_disk, failure).into_pyobject(py)?.into_any()
+            }
             Event::LeaseEnded { lease_id, daemon_epoch, request_id, reason } => {
                 ("lease_ended", lease_id, request_id, daemon_epoch, reason).into_pyobject(py)?.into_any()
             }
+            Event::Loaded { key, request_id, failure, bytes, micros, disk_bytes } => {
+                ("loaded", key, request_id, failure, bytes, micros, disk_bytes).into_pyobject(py)?.into_any()
+            }
             Event::Refused { message } => ("refused", message).into_pyobject(py)?.into_any(),
+            Event::Stored { .. } => return Ok(None),
+            Event::TierChanged { tier, stored, removed } => {
+                ("tier_changed", tier, names(stored), names(removed)).into_pyobject(py)?.into_any()
+            }
             Event::TransferDone { key, request_id, failure, bytes, micros } => {
                 ("transfer_done", key, request_id, failure, bytes, micros).into_pyobject(py)?.into_any()
             }
-        })
+        }))
     }
 }

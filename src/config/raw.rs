@@ -13,6 +13,29 @@ pub(super) struct RawConfig {
     pub(super) peer: Peer,
     pub(super) admin: Admin,
     pub(super) limits: Limits,
+    pub(super) tier: Tier,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Tier {
+    pub(super) host: Option<Host>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Host {
+    pub(super) mib: u64,
+    #[serde(default = "arena")]
+    pub(super) path: PathBuf,
+    pub(super) block_mib_max: Option<u64>,
+    pub(super) tenant_mib_max: Option<u64>,
+    pub(super) claim_ms_max: Option<u64>,
+    pub(super) copy_threads: Option<u64>,
+}
+
+fn arena() -> PathBuf {
+    PathBuf::from("/dev/shm/kvferry.arena")
 }
 
 #[derive(Debug, Deserialize)]

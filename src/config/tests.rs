@@ -116,3 +116,20 @@ fn tls_covers_data_unless_it_is_told_not_to() {
     assert!(clear.in_the_clear().is_some_and(|warning| warning.contains("peer.tls.data")));
     assert!(!Config::parse("").expect("defaults").encrypts_data());
 }
+
+#[test]
+fn a_host_tier_needs_its_size_and_nothing_else() {
+    assert!(Config::parse("").expect("accepted").tier_host.is_none());
+    let host = Config::parse("[tier.host]\nmib = 100").expect("accepted").tier_host.expect("a tier");
+    assert_eq!((host.bytes, host.tenant_bytes_max, host.block_bytes_max), (100 << 20, 100 << 20, 8 << 20));
+    for (text, word) in [
+        ("[tier.host]\n", "mib"),
+        ("[tier.host]\nmib = 63", "tier.host.mib = 63: 64 to"),
+        ("[tier.host]\nmib = 64\npath = \"here\"", "absolute path"),
+        ("[tier.host]\nmib = 64\ntenant_mib_max = 0", "tier.host.tenant_mib_max"),
+        ("[tier.host]\nmib = 64\ngib = 1", "gib"),
+        ("[tier.shared]\n", "shared"),
+    ] {
+        assert!(refusal(text).contains(word), "{text}: {}", refusal(text));
+    }
+}

@@ -7,6 +7,7 @@ use kvferry_core::Rank;
 use kvferry_core::transfer::Failure;
 use kvferry_memory::Region;
 use kvferry_proto::v1::{self, from_daemon};
+use kvferry_tier::tiers::Device;
 
 use super::command::SessionId;
 use super::data::DataCommand;
@@ -63,12 +64,17 @@ impl Hub {
             Region::map(fd, layout.region_bytes(), &self.meter).map_err(|error| format!("map region: {error}"))?;
         self.data.send(DataCommand::Register(Arc::clone(&region))).await;
 
+        let device = self.tiering.as_ref().map(|_| Device::new(fingerprint, rank, Arc::clone(&region), &layout));
+        let device = device.and_then(|device| {
+            let warn = |error: &_| tracing::warn!(engine = engine_id, %error, "no tier keeps this engine's blocks");
+            device.inspect_err(warn).ok().map(Arc::new)
+        });
         let epoch = self.renew_epoch(&engine_id, attach.rank_count);
         if let Some(open) = self.engines.sessions.get_mut(&session) {
             open.rank = Some(rank);
         }
         if let Some(engine) = self.engines.engines.get_mut(&engine_id) {
-            engine.workers.insert(rank, Worker { session, region, layout: Arc::clone(&layout), fingerprint });
+            engine.workers.insert(rank, Worker { session, region, layout: Arc::clone(&layout), fingerprint, device });
         }
         tracing::info!(
             engine = engine_id, rank = rank.0, epoch = epoch.0, %fingerprint,
@@ -84,6 +90,7 @@ impl Hub {
             return;
         }
         let engine_id = closed.engine_id;
+        self.leave_tiers(session, &engine_id, closed.role == v1::Role::Scheduler);
         let ours: Vec<_> = self.by_key.iter().filter(|((s, _), _)| *s == session).map(|(_, work)| *work).collect();
         for work in ours {
             self.cancel_transfer(work, Failure::Aborted).await;

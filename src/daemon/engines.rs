@@ -7,6 +7,7 @@ use kvferry_core::layout::Layout;
 use kvferry_core::{Epoch, Fingerprint, Rank, WorkId};
 use kvferry_memory::Region;
 use kvferry_proto::v1::{FromDaemon, Role};
+use kvferry_tier::tiers::Device;
 use tokio::sync::mpsc;
 
 use super::command::{Process, SessionId};
@@ -37,6 +38,8 @@ pub(crate) struct Worker {
     pub(crate) region: Arc<Region>,
     pub(crate) layout: Arc<Layout>,
     pub(crate) fingerprint: Fingerprint,
+    /// As tiers see it; none where there are no tiers, or its layout is nothing for them.
+    pub(crate) device: Option<Arc<Device>>,
 }
 
 /// One vLLM instance.

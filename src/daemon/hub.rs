@@ -18,6 +18,7 @@ use kvferry_core::ticket::TicketKey;
 use kvferry_core::{Epoch, LeaseId, Time, WorkId};
 use kvferry_memory::Meter;
 use kvferry_proto::v1::{self, from_daemon, to_daemon};
+use kvferry_tier::tiers::TierEvent;
 use kvferry_transport::{EndpointId, Event};
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
@@ -35,6 +36,7 @@ use super::remembered::Remembered;
 use super::scheduling::Scheduling;
 use super::serving::{Admitted, Serving};
 use super::status::FinishedTransfer;
+use super::tier::Tiering;
 use crate::config::Config;
 
 /// Finished transfers that `kvferry status` still shows.
@@ -65,6 +67,8 @@ pub(crate) struct Hub {
     pub(super) peers_changed: bool,
     pub(super) remembered: Remembered,
     pub(super) scheduling: Scheduling,
+    /// Where there are tiers.
+    pub(super) tiering: Option<Tiering>,
     pub(super) outbound: Outbound,
     pub(super) data: DataHandle,
     pub(super) meter: Meter,
@@ -87,6 +91,8 @@ pub(crate) struct HubParts {
     pub(crate) metrics: Metrics,
     pub(crate) remembered: Remembered,
     pub(crate) scheduling: Scheduling,
+    pub(crate) meter: Meter,
+    pub(crate) tiering: Option<Tiering>,
 }
 
 impl Hub {
@@ -109,6 +115,8 @@ impl Hub {
             metrics,
             remembered,
             scheduling,
+            meter,
+            tiering,
         } = parts;
         let links = LinkTable::new(LinkLimits {
             links_max: LINKS_MAX,
@@ -135,9 +143,10 @@ impl Hub {
             peers_changed: false,
             remembered,
             scheduling,
+            tiering,
             outbound,
             data,
-            meter: Meter::new(),
+            meter,
             metrics,
             finished: VecDeque::with_capacity(FINISHED_MAX),
             next_work: 1,
@@ -151,6 +160,7 @@ impl Hub {
         recalled: Vec<String>,
         mut commands: mpsc::Receiver<Command>,
         mut events: mpsc::Receiver<Event>,
+        mut tier_events: mpsc::Receiver<TierEvent>,
     ) {
         let config = Arc::clone(&self.config);
         let configured = config.peer_known.iter().map(|address| (address, Origin::Configured));
@@ -171,6 +181,7 @@ impl Hub {
                     None => return,
                 },
                 Some(event) = events.recv() => self.handle_event(event).await,
+                Some(event) = tier_events.recv() => self.handle_tier_event(event),
                 () = tokio::time::sleep_until(wake) => {}
             }
             self.handle_timeouts().await;
@@ -229,13 +240,38 @@ impl Hub {
                 Ok(None)
             }
             (to_daemon::Body::Abort(abort), v1::Role::Worker) => {
-                if let Some(work) = self.by_key.get(&(session, abort.key)).copied() {
+                if self.abort_tier(session, abort.key) {
+                } else if let Some(work) = self.by_key.get(&(session, abort.key)).copied() {
                     self.cancel_transfer(work, kvferry_core::transfer::Failure::Aborted).await;
                 }
                 Ok(None)
             }
             (to_daemon::Body::Relinquish(relinquish), v1::Role::Scheduler | v1::Role::Worker) => {
                 self.relinquish(&relinquish.ticket);
+                Ok(None)
+            }
+            (to_daemon::Body::Lookup(lookup), v1::Role::Scheduler) => {
+                self.lookup(session, &lookup);
+                Ok(None)
+            }
+            (to_daemon::Body::Forget(forget), v1::Role::Scheduler) => {
+                self.forget(session, forget.key);
+                Ok(None)
+            }
+            (to_daemon::Body::Clear(_), v1::Role::Scheduler) => {
+                self.clear_tiers(session);
+                Ok(None)
+            }
+            (to_daemon::Body::Load(load), v1::Role::Worker) => {
+                self.load(session, &load);
+                Ok(None)
+            }
+            (to_daemon::Body::Store(store), v1::Role::Worker) => {
+                self.store(session, &store);
+                Ok(None)
+            }
+            (to_daemon::Body::Commit(commit), v1::Role::Worker) => {
+                self.commit(session, commit.key);
                 Ok(None)
             }
             (to_daemon::Body::Status(_), _) => {
@@ -357,6 +393,9 @@ impl Hub {
             self.serving.len(),
             &self.meter,
         );
+        if let Some(tiering) = &self.tiering {
+            self.metrics.tier.gauges(&tiering.handle().inventory());
+        }
         self.metrics.links(self.links.iter().map(|link| link.state), self.admitted.len());
     }
 

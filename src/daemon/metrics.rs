@@ -16,6 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::link_table::LINK_STATES;
+use super::tier::metrics::TierMetrics;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct State {
@@ -23,8 +24,8 @@ struct State {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct Reason {
-    reason: &'static str,
+pub(super) struct Reason {
+    pub(super) reason: &'static str,
 }
 
 /// Handles of all metrics; cheap to clone.
@@ -52,6 +53,7 @@ pub(crate) struct Metrics {
     seconds: Histogram,
     delivered: Counter,
     failed: Counter,
+    pub(super) tier: TierMetrics,
 }
 
 impl Metrics {
@@ -80,9 +82,11 @@ impl Metrics {
             seconds: Histogram::new(exponential_buckets(1e-4, 4.0, 10)),
             delivered: Counter::default(),
             failed: Counter::default(),
+            tier: TierMetrics::default(),
         };
         let mut of = registry.sub_registry_with_prefix("kvferry");
         let registry = &mut of;
+        metrics.tier.register(registry);
         registry.register("daemon_engines", "Engines attached", metrics.engines.clone());
         registry.register("link_in", "Endpoints that peers hold here", metrics.links_in.clone());
         registry.register("link_out", "Links to peers, by state", metrics.links_out.clone());

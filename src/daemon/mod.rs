@@ -30,6 +30,7 @@ mod remembered;
 pub(crate) mod scheduling;
 mod serving;
 pub(crate) mod status;
+mod tier;
 mod tls;
 mod wire;
 
@@ -41,6 +42,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use kvferry_core::Epoch;
 use kvferry_core::ticket::TicketKey;
+use kvferry_memory::Meter;
 use kvferry_proto::v1::peer_server::PeerServer;
 use kvferry_transport::{CopySettings, CopyTransport};
 use kvferry_transport_tcp::{TcpTransport, Threads, Tls};
@@ -59,12 +61,15 @@ use self::outbound::{Greeting, MESSAGE_BYTES_MAX, Outbound};
 use self::peer_service::PeerService;
 use self::remembered::{Remembered, recall};
 use self::scheduling::Scheduling;
+use self::tier::Tiering;
 use self::tls::PeerTls;
 use crate::config::Config;
 use crate::random;
 
 /// Commands that wait for the hub; senders wait when it is full.
 const COMMANDS_MAX: usize = 1024;
+/// What the tiers have to say and the hub has not heard; their thread waits when it is full.
+const TIER_EVENTS_MAX: usize = 1024;
 /// Stopping takes no longer, whatever a peer or an engine does.
 const STOP_MAX: Duration = Duration::from_secs(5);
 /// Calls that one peer connection may have in flight.
@@ -81,6 +86,7 @@ pub(crate) struct Daemon {
     config: Arc<Config>,
     tasks: JoinSet<()>,
     data_thread: JoinHandle<()>,
+    tier_thread: Option<JoinHandle<()>>,
     stop: CancellationToken,
 }
 
@@ -140,6 +146,24 @@ impl Daemon {
             );
         }
         let (data_handle, data_thread) = data::start(clock, limits.spin, Box::new(copy), Box::new(tcp), events)?;
+        let meter = Meter::new();
+        let (tier_events, tier_outbox) = mpsc::channel(TIER_EVENTS_MAX);
+        let (tiering, tier_thread) = match &config.tier_host {
+            None => (None, None),
+            Some(host) => {
+                let works_max = config.tier_works_max();
+                let tiers = tier::open(host, works_max, limits.lease_blocks_max, &meter, clock.now())?;
+                let (handle, thread) = tier::thread::start(
+                    clock,
+                    tiers,
+                    host.copy_threads,
+                    tier::thread::COMMANDS_PER_WORK * works_max + limits.sessions_max,
+                    &scheduling,
+                    tier_events,
+                )?;
+                (Some(Tiering::new(handle)), Some(thread))
+            }
+        };
         let advertise = config.peer_advertise.clone().unwrap_or_else(|| peer.to_string());
         let greeting = Greeting { address: advertise.clone(), epoch: epoch.0 };
         let remembered = config.attach_directory.join("kvferry.peers");
@@ -156,11 +180,13 @@ impl Daemon {
             metrics,
             remembered: Remembered::start(remembered),
             scheduling,
+            meter,
+            tiering,
         });
 
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        tasks.spawn(hub.run(recalled, inbox, outbox));
+        tasks.spawn(hub.run(recalled, inbox, outbox, tier_outbox));
         tasks.spawn(attach::serve(attach_listener, Arc::clone(&config), clock, commands.clone(), stop.clone()));
         let admin_served = admin::serve(admin_listener, registry, commands.downgrade(), stop.clone());
         tasks.spawn(async move {
@@ -191,7 +217,7 @@ impl Daemon {
                 tracing::error!("failed to serve peers: {error:#}");
             }
         });
-        Ok(Self { peer, data, admin, config, tasks, data_thread, stop })
+        Ok(Self { peer, data, admin, config, tasks, data_thread, tier_thread, stop })
     }
 
     /// Runs until `until` resolves or a part of the daemon ends, then stops.
@@ -211,6 +237,11 @@ impl Daemon {
         tokio::task::spawn_blocking(|| self.data_thread.join())
             .await?
             .map_err(|_| anyhow::anyhow!("data thread panicked"))?;
+        if let Some(thread) = self.tier_thread {
+            tokio::task::spawn_blocking(|| thread.join())
+                .await?
+                .map_err(|_| anyhow::anyhow!("the tiers' thread panicked"))?;
+        }
         anyhow::ensure!(!ended_by_itself, "a part of the daemon ended; its log line says why");
         Ok(())
     }

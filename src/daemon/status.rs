@@ -22,6 +22,25 @@ pub(crate) struct Status {
     pub(crate) leases: Vec<LeaseStatus>,
     pub(crate) peers: Vec<PeerStatus>,
     pub(crate) transfers: TransfersStatus,
+    /// Where there are tiers.
+    pub(crate) tiers: Option<TiersStatus>,
+}
+
+/// What the tiers hold, and what has come of it since the start.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct TiersStatus {
+    /// Of host memory, as configured.
+    pub(crate) host_bytes: u64,
+    pub(crate) host_blocks: usize,
+    pub(crate) evicted_total: u64,
+    pub(crate) damaged_total: u64,
+    /// Lookups whose blocks are held, loads and stores under way.
+    pub(crate) claims: usize,
+    pub(crate) loads: usize,
+    pub(crate) stores: usize,
+    pub(crate) loaded_bytes_total: u64,
+    pub(crate) found_blocks_total: u64,
+    pub(crate) stored_blocks_total: u64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -215,6 +234,25 @@ impl Hub {
                 failed_total,
                 bytes_total,
             },
+            tiers: self.tiers_status(),
         }
+    }
+
+    fn tiers_status(&self) -> Option<TiersStatus> {
+        let handle = self.tiering.as_ref()?.handle();
+        let inventory = handle.inventory();
+        let (loaded_bytes_total, found_blocks_total, stored_blocks_total) = self.metrics.tier.totals();
+        Some(TiersStatus {
+            host_bytes: handle.bytes,
+            host_blocks: inventory.blocks,
+            evicted_total: inventory.evicted,
+            damaged_total: inventory.damaged,
+            claims: inventory.claims,
+            loads: inventory.loads,
+            stores: inventory.stores,
+            loaded_bytes_total,
+            found_blocks_total,
+            stored_blocks_total,
+        })
     }
 }

@@ -19,6 +19,7 @@ mod sessions;
 mod stalls;
 mod support;
 mod tickets;
+mod tiers;
 mod tls;
 mod uring;
 mod wire;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kvferry_proto::v1::{self, from_daemon, to_daemon};
 use thiserror::Error;
 
+use crate::asked::{Asked, Kind};
 use crate::connection::{Shared, State};
 use crate::event::Event;
 use crate::hop::{RingSettings, Sent};
@@ -195,23 +196,24 @@ impl Client {
     fn submit(&self, redeem: v1::Redeem, caller: Option<SyncSender<from_daemon::Body>>) -> u64 {
         let key = redeem.key;
         let mut state = self.shared.state();
-        state.redeems.insert(key, redeem.request_id.clone());
+        state.asked.insert(key, Asked { kind: Kind::Redeem, request_id: redeem.request_id.clone() });
         if let Some(caller) = caller.filter(|_| state.stream.is_some()) {
             state.calls.insert(key, caller);
         }
         if state.stream.is_none() {
-            state.fail_redeem(key, "daemon_gone");
+            state.fail(key, "daemon_gone");
         }
         // When it is lost on the way, losing the connection answers it.
         if self.send(state, key, to_daemon::Body::Redeem(redeem)).is_err() {
             let mut state = self.shared.state();
-            state.fail_redeem(key, "request");
+            state.fail(key, "request");
             state.calls.remove(&key);
         }
         key
     }
 
-    /// Gives a redeem up. Its [`Event::TransferDone`] still follows, when nothing can write into its blocks any more.
+    /// Gives a redeem, a load or a store up. Its event still follows, when nothing touches its blocks any more. A store whose
+    /// [`Event::Copied`] came already is not found by anybody.
     pub fn abort(&self, key: u64) {
         let state = self.shared.state();
         // As short as this, it fits a frame.
@@ -257,7 +259,27 @@ impl Client {
         }
     }
 
-    fn id(&self) -> u64 {
+    /// Sends what is answered by an event under `key`, at once where there is no daemon.
+    pub(crate) fn ask(&self, key: u64, asked: Asked, body: to_daemon::Body) {
+        let mut state = self.shared.state();
+        state.asked.insert(key, asked);
+        if state.stream.is_none() {
+            state.fail(key, "daemon_gone");
+        }
+        // When it is lost on the way, losing the connection answers it.
+        if self.send(state, key, body).is_err() {
+            self.shared.state().fail(key, "request");
+        }
+    }
+
+    /// Sends what nobody answers.
+    pub(crate) fn tell(&self, body: to_daemon::Body) {
+        let state = self.shared.state();
+        // Nothing so short is too long for a frame.
+        let _ = self.send(state, self.id(), body);
+    }
+
+    pub(crate) fn id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 

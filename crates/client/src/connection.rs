@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use kvferry_proto::v1::{self, from_daemon, to_daemon};
 
+use crate::asked::{self, Asked};
 use crate::client::ClientConfig;
 use crate::event::Event;
 use crate::frame;
@@ -44,8 +45,8 @@ pub(crate) struct State {
     pub(crate) events: VecDeque<Event>,
     /// Calls that wait for their reply. A caller that gave up has taken its entry away.
     pub(crate) calls: HashMap<u64, SyncSender<from_daemon::Body>>,
-    /// Redeems that wait for their outcome, with the request's name.
-    pub(crate) redeems: HashMap<u64, String>,
+    /// What waits for its outcome, by key.
+    pub(crate) asked: HashMap<u64, Asked>,
     /// Sent by nobody's call, as soon as there is room.
     owed: VecDeque<v1::ToDaemon>,
     pub(crate) stopped: bool,
@@ -103,18 +104,12 @@ impl State {
     fn handle(&mut self, daemon_epoch: u64, message: v1::FromDaemon) {
         let Some(body) = message.body else { return };
         match body {
-            from_daemon::Body::TransferDone(done) => {
-                // A key that is not waited for was answered before.
-                if let Some(request_id) = self.redeems.remove(&done.key) {
-                    self.events.push_back(Event::TransferDone {
-                        key: done.key,
-                        request_id,
-                        failure: (!done.delivered).then_some(done.failure),
-                        bytes: done.bytes,
-                        micros: done.micros,
-                    });
-                }
-            }
+            from_daemon::Body::TransferDone(_)
+            | from_daemon::Body::Found(_)
+            | from_daemon::Body::Loaded(_)
+            | from_daemon::Body::Copied(_)
+            | from_daemon::Body::Stored(_) => self.events.extend(asked::outcome(&mut self.asked, body)),
+            from_daemon::Body::TierChanged(changed) => self.events.push_back(asked::changed(changed)),
             from_daemon::Body::LeaseEnded(ended) => self.events.push_back(Event::LeaseEnded {
                 lease_id: ended.lease_id,
                 daemon_epoch,
@@ -135,11 +130,10 @@ impl State {
         }
     }
 
-    /// Answers a redeem that no daemon will answer.
-    pub(crate) fn fail_redeem(&mut self, key: u64, failure: &str) {
-        if let Some(request_id) = self.redeems.remove(&key) {
-            let failure = Some(failure.to_owned());
-            self.events.push_back(Event::TransferDone { key, request_id, failure, bytes: 0, micros: 0 });
+    /// Answers what no daemon will answer.
+    pub(crate) fn fail(&mut self, key: u64, failure: &str) {
+        if let Some(asked) = self.asked.remove(&key) {
+            self.events.push_back(asked.failed(key, failure));
         }
     }
 }
@@ -313,8 +307,8 @@ impl Shared {
         let sleeper = state.hop.take().map(|hop| hop.sleeper());
         state.daemon_epoch = None;
         state.calls.clear();
-        for key in state.redeems.keys().copied().collect::<Vec<_>>() {
-            state.fail_redeem(key, "daemon_gone");
+        for key in state.asked.keys().copied().collect::<Vec<_>>() {
+            state.fail(key, "daemon_gone");
         }
         state.tell_connection(Event::Disconnected);
         drop(state);

@@ -4,6 +4,7 @@
 //! Client::start -> thread: connect -> Hello -> [Attach + fd] -> read replies and events -> lost? fail all, back off, again
 //! grant, status: call -> wait at most `reply_timeout` -> reply
 //! redeem:        call -> key at once ... poll -> TransferDone{key}, exactly once, also when the daemon dies
+//! lookup, load, store: as redeem -> Found, Loaded, Copied -> commit -> Stored
 //! ```
 //!
 //! Requests, replies and events travel through rings in shared memory where the daemon offers them ([`ring`]), else over
@@ -16,6 +17,7 @@
 //! Unsafe code lives in [`ring`] alone, which maps the memory that client and daemon share.
 #![deny(unsafe_code)]
 
+mod asked;
 mod client;
 mod connection;
 mod event;
@@ -24,8 +26,11 @@ mod hop;
 mod request;
 #[expect(unsafe_code, reason = "the rings are in memory that another process writes")]
 pub mod ring;
+mod tier;
 
 pub use client::{Client, ClientConfig, ClientError};
 pub use event::Event;
 pub use hop::RingSettings;
-pub use request::{AttachSpec, Granted, GroupLayout, LayerSpan, Layout, Role, WantedBlocks};
+pub use request::{
+    AttachSpec, BlockHash, Granted, GroupLayout, LayerSpan, Layout, LoadedBlocks, Role, StoredBlocks, WantedBlocks,
+};

@@ -90,6 +90,29 @@ pub struct WantedBlocks {
     pub targets: Vec<u32>,
 }
 
+/// The name of a block's content, the same on every node.
+pub type BlockHash = [u8; 32];
+
+/// Blocks of one cache group to load: `hashes[i]` goes to block `blocks[i]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadedBlocks {
+    /// What they are.
+    pub hashes: Vec<BlockHash>,
+    /// Blocks of this engine.
+    pub blocks: Vec<u32>,
+}
+
+/// Blocks of one cache group to store: a piece of a chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StoredBlocks {
+    /// The block before the first; none for the first of a prompt.
+    pub parent: Option<BlockHash>,
+    /// What they are, each behind the one before it.
+    pub hashes: Vec<BlockHash>,
+    /// Where they are: blocks of this engine.
+    pub blocks: Vec<u32>,
+}
+
 /// A lease and its ticket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Granted {

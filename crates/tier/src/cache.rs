@@ -128,18 +128,25 @@ impl<S: Store> Cache<S> {
     }
 
     /// The bytes of a block that the caller holds do not have the checksum that they must have: it is held once less, and
-    /// goes. Where others hold it too, they find the same.
-    pub fn discard(&mut self, class: ClassId, hash: &BlockHash, block: &S::Block) {
-        if self.store.unpin(block) {
-            self.damaged(class, hash);
-        }
+    /// goes. False: others hold it too; it is for the caller to say so [again](Self::damaged) later.
+    pub fn discard(&mut self, class: ClassId, hash: &BlockHash, block: &S::Block) -> bool {
+        self.store.unpin(block) && self.damaged(class, hash)
     }
 
-    fn damaged(&mut self, class: ClassId, hash: &BlockHash) {
-        if self.store.remove(class, hash) {
+    /// A block is not what was stored, and goes. False: somebody holds it.
+    pub fn damaged(&mut self, class: ClassId, hash: &BlockHash) -> bool {
+        let gone = self.store.remove(class, hash);
+        if gone {
             self.damaged += 1;
             self.lose(class, hash);
         }
+        gone
+    }
+
+    /// Whether the block is there.
+    #[must_use]
+    pub fn contains(&self, class: ClassId, hash: &BlockHash) -> bool {
+        self.store.contains(class, hash)
     }
 
     /// Blocks that went because they were not what was stored.
@@ -189,17 +196,21 @@ impl<S: Store> Cache<S> {
         let there = chain.iter().take_while(|hash| self.store.contains(class, hash)).count();
         let numbers: Vec<BlockNumber> = chain.iter().map(|hash| self.number((class, *hash))).collect();
         self.eviction.request(now, &numbers);
+        self.take_forgotten();
+        there
+    }
+
+    fn take_forgotten(&mut self) {
         while let Some(number) = self.eviction.next_forgotten() {
             if let Some(name) = self.names[number as usize].take() {
                 self.numbers.remove(&name);
                 self.free.push(number);
             }
         }
-        there
     }
 
-    /// A place for a block of a request that came, behind `parent`; what is worth least goes for it. The place is to be
-    /// [sealed](Self::seal) or [abandoned](Self::abandon).
+    /// A place for a block of a request that came, or that was made from one, behind `parent`; what is worth least goes for
+    /// it. The place is to be [sealed](Self::seal) or [abandoned](Self::abandon).
     ///
     /// # Errors
     ///
@@ -219,7 +230,9 @@ impl<S: Store> Cache<S> {
         if self.store.contains(class, &hash) {
             return Err(NotAdmitted::There);
         }
-        let number = *self.numbers.get(&(class, hash)).ok_or(NotAdmitted::WorthLess)?;
+        let number = self.number((class, hash));
+        self.eviction.grow(now, number, parent);
+        self.take_forgotten();
         if !self.eviction.store(number, parent) {
             return Err(NotAdmitted::WithoutParent);
         }
@@ -299,6 +312,17 @@ impl<S: Store> Cache<S> {
         // Somebody else may have brought it.
         if !self.store.contains(class, &hash) {
             self.lose(class, &hash);
+        }
+    }
+
+    /// Nothing of this class is found any more, but for what is held or still being filled.
+    pub fn clear(&mut self, class: ClassId) {
+        let of_class = |name: &&Name| name.0 == class;
+        let names: Vec<BlockHash> = self.numbers.keys().filter(of_class).map(|(_, hash)| *hash).collect();
+        for hash in names {
+            if self.store.remove(class, &hash) {
+                self.lose(class, &hash);
+            }
         }
     }
 

@@ -5,10 +5,8 @@
 //! blocks -> Store: reserve -> fill -> seal -> find
 //!             host::Arena in memory, survives the daemon; twin::Twin in a map, for tests
 //!           Cache: a store in which Eviction decides what stays
+//! engines -> tiers::Tiers: look up, load, store -> copies between an engine and host memory
 //! ```
-//!
-//! Today `kvferry cache replay` judges the first on traces, and tests and a benchmark drive the second: no daemon stores
-//! blocks yet.
 #![forbid(unsafe_code)]
 
 mod cache;
@@ -18,6 +16,7 @@ pub mod store;
 #[cfg(test)]
 mod suite;
 mod tenants;
+pub mod tiers;
 pub mod twin;
 
 pub use cache::{Cache, CacheLimits, NotAdmitted};

@@ -288,10 +288,8 @@ impl TcpEndpoint {
                     return Err(Fault::Deadline);
                 }
                 let is_whole = streams.iter().all(Option::is_some);
-                if is_whole {
-                    // The last welcome, below, may bring a work that another thread is told of.
-                    self.place.ups.fetch_add(1, Ordering::Release);
-                }
+                // The last welcome, below, may bring a work that another thread is told of.
+                self.place.ups.fetch_add(usize::from(is_whole), Ordering::Release);
                 for stream in streams.iter_mut().flatten() {
                     if stream.is_hung_up() {
                         return Err(Fault::PeerClosed);

@@ -40,6 +40,8 @@ pub(crate) struct DaemonOptions {
     pub(crate) attach: String,
     pub(crate) peer: String,
     pub(crate) limits: String,
+    /// Whole tables, such as `[tier.host]`.
+    pub(crate) tables: String,
     /// The level of its log.
     pub(crate) log: &'static str,
     /// A program and arguments that run the daemon, such as `ip netns exec NAME`.
@@ -53,6 +55,7 @@ impl Default for DaemonOptions {
             attach: String::new(),
             peer: String::new(),
             limits: String::new(),
+            tables: String::new(),
             log: "debug",
             within: Vec::new(),
         }
@@ -72,11 +75,12 @@ impl Daemon {
     pub(crate) fn start_with(options: &DaemonOptions) -> Self {
         let directory = tempfile::tempdir().expect("create a directory");
         let config = format!(
-            "node = \"test\"\n[attach]\ndirectory = {:?}\n{}\n[peer]\nlisten = \"{host}:0\"\n{}\n[admin]\nlisten = \"{host}:0\"\n[limits]\n{}\n",
+            "node = \"test\"\n[attach]\ndirectory = {:?}\n{}\n[peer]\nlisten = \"{host}:0\"\n{}\n[admin]\nlisten = \"{host}:0\"\n[limits]\n{}\n{}\n",
             directory.path(),
             options.attach,
             options.peer,
             options.limits,
+            options.tables,
             host = options.host,
         );
         Self::launch(directory, config, options.log, options.within.clone())

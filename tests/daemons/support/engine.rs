@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvferry_client::{
-    AttachSpec, Client, ClientConfig, Event, Granted, GroupLayout, LayerSpan, Layout, Role, WantedBlocks,
+    AttachSpec, BlockHash, Client, ClientConfig, Event, Granted, GroupLayout, LayerSpan, Layout, LoadedBlocks, Role,
+    StoredBlocks, WantedBlocks,
 };
 use kvferry_memory::{Meter, Region};
 
@@ -204,6 +205,55 @@ impl StandInEngine {
         let ended = self.wait(|event| matches!(event, Event::LeaseEnded { lease_id, .. } if *lease_id == lease));
         let Event::LeaseEnded { reason, .. } = ended else { unreachable!("waited for it") };
         reason
+    }
+
+    /// Stores blocks as a chain behind `parent`, without a word on whether they changed: the outcome.
+    pub(crate) fn store(
+        &mut self,
+        parent: Option<BlockHash>,
+        hashes: &[BlockHash],
+        blocks: &[u32],
+    ) -> (u64, Option<String>) {
+        let group = StoredBlocks { parent, hashes: hashes.to_vec(), blocks: blocks.to_vec() };
+        let key = self.worker.store("request", &[group], b"tenant");
+        let copied = self.wait(|event| matches!(event, Event::Copied { key: of, .. } if *of == key));
+        let Event::Copied { failure, .. } = copied else { unreachable!("waited for it") };
+        (key, failure)
+    }
+
+    /// Vouches for a store: how many blocks were new.
+    pub(crate) fn commit(&mut self, key: u64) -> u64 {
+        self.worker.commit(key);
+        let stored = self.wait(|event| matches!(event, Event::Stored { key: of, .. } if *of == key));
+        let Event::Stored { blocks, .. } = stored else { unreachable!("waited for it") };
+        blocks
+    }
+
+    /// How many of a prompt's first blocks the tiers have, and under which key.
+    pub(crate) fn lookup(&self, hashes: &[BlockHash]) -> (u64, u32) {
+        let key = self.scheduler.lookup("request", &[hashes.to_vec()]);
+        let held = wait(
+            || "the answer to a lookup".to_owned(),
+            || {
+                self.scheduler.poll().into_iter().find_map(|event| match event {
+                    Event::Found { key: of, held, failure, .. } if of == key => {
+                        assert_eq!(failure, None);
+                        held.first().copied()
+                    }
+                    _ => None,
+                })
+            },
+        );
+        (key, held)
+    }
+
+    /// Loads blocks of a lookup: `None` when all are there.
+    pub(crate) fn load(&mut self, claim: u64, hashes: &[BlockHash], blocks: &[u32]) -> Option<String> {
+        let group = LoadedBlocks { hashes: hashes.to_vec(), blocks: blocks.to_vec() };
+        let key = self.worker.load("request", claim, &[group], 10_000);
+        let loaded = self.wait(|event| matches!(event, Event::Loaded { key: of, .. } if *of == key));
+        let Event::Loaded { failure, .. } = loaded else { unreachable!("waited for it") };
+        failure
     }
 
     /// Waits for an event of the worker and takes it.

@@ -88,7 +88,10 @@ fn a_block_that_did_not_come_leaves_no_hole() {
     let mut cache = open(folder.path(), at(0));
     let model = class(&mut cache, 1);
     let chain: Vec<BlockHash> = (0..3).map(hash).collect();
-    assert_eq!(cache.admit(at(0), model, chain[0], None, Tenant(0)).expect_err("nobody asked"), NotAdmitted::WorthLess);
+    assert_eq!(
+        cache.admit(at(0), model, chain[1], Some(chain[0]), Tenant(0)).expect_err("nobody knows its parent"),
+        NotAdmitted::WithoutParent
+    );
     cache.request(at(0), model, &chain);
     let first = cache.admit(at(0), model, chain[0], None, Tenant(0)).expect("room");
     let second = cache.admit(at(0), model, chain[1], Some(chain[0]), Tenant(0)).expect("room");

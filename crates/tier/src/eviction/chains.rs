@@ -117,6 +117,12 @@ impl Chains {
         (entry.turn, entry.last)
     }
 
+    /// Of the last use: its class and the request's turn.
+    pub(super) fn kind(&self, block: BlockNumber) -> (ClassId, u8) {
+        let entry = self.entry(block);
+        (entry.class, entry.turn)
+    }
+
     /// Whether this life of the block goes on.
     pub(super) fn lives_on(&self, block: BlockNumber, life: u8) -> bool {
         let entry = self.entry(block);

@@ -107,6 +107,19 @@ impl Eviction {
         }
     }
 
+    /// A block that a request has made behind `parent`, as answers do: of the parent's kind, until it is used. Nothing
+    /// changes for one that is known.
+    pub fn grow(&mut self, now: Time, block: BlockNumber, parent: Option<BlockNumber>) {
+        if self.chains.is_known(block) {
+            return;
+        }
+        let unknown = (self.forecast.class(Features::UNKNOWN), 0);
+        let (class, turn) = parent.map_or(unknown, |parent| self.chains.kind(parent));
+        self.chains.used(block, now, class, turn);
+        self.fading.push_back(block);
+        self.forget();
+    }
+
     /// The block is stored from now on; it was in a request, and so was `parent`, the block before it. False, and nothing
     /// changes, where the parent is not stored.
     #[must_use]

@@ -1,0 +1,226 @@
+//! Blocks out of an engine into a tier.
+//!
+//! ```text
+//! Copying -> every block copied, or passed over -> Copied -> commit -> sealed, found
+//!                                                        \-> abort, deadline -> room
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use kvferry_core::{BlockIndex, Time, WorkId};
+
+use super::copying::BlockCopy;
+use super::{
+    Chunks, CopyJob, Device, Direction, JOB_BLOCKS, JOB_BYTES, Job, StoreRequest, TierEvent, TierFailure, Tiers,
+};
+use crate::cache::NotAdmitted;
+use crate::host::{Filling, Slot};
+use crate::store::{BlockHash, ClassId, Tenant};
+
+/// A block that is to be taken in.
+#[derive(Clone, Copy)]
+struct Storing {
+    class: ClassId,
+    group: usize,
+    parent: Option<BlockHash>,
+    hash: BlockHash,
+    source: BlockIndex,
+}
+
+/// A block that is in its place, and that nobody finds yet.
+pub(super) struct Filled {
+    place: Filling,
+    sum: u32,
+    parent: Option<BlockHash>,
+}
+
+/// One rank's store.
+pub(super) struct Store {
+    pub(super) device: Arc<Device>,
+    tenant: Tenant,
+    left: VecDeque<Storing>,
+    jobs: usize,
+    filled: Vec<Filled>,
+    failure: Option<TierFailure>,
+    /// Copied, and by when its engine must have spoken.
+    waits_until: Option<Time>,
+}
+
+impl Store {
+    pub(super) fn fail(&mut self, failure: TierFailure) {
+        self.failure.get_or_insert(failure);
+        self.left.clear();
+    }
+}
+
+impl Tiers {
+    /// Copies blocks out of an engine's memory. [`TierEvent::Copied`] follows, once.
+    pub fn store(&mut self, work: WorkId, request: &StoreRequest) {
+        match self.accept_store(work, request) {
+            Ok(store) => {
+                self.stores.insert(work, store);
+                self.store_turns.push_back(work);
+            }
+            Err(failure) => self.events.push_back(TierEvent::Copied { work, failure: Some(failure) }),
+        }
+    }
+
+    fn accept_store(&mut self, work: WorkId, request: &StoreRequest) -> Result<Store, TierFailure> {
+        let device = &request.device;
+        if self.is_clearing(device) {
+            return Err(TierFailure::Cleared);
+        }
+        if self.is_full()
+            || request.groups.iter().map(|(_, blocks)| blocks.len()).sum::<usize>() > self.limits.blocks_max
+        {
+            return Err(TierFailure::Limit);
+        }
+        if self.stores.contains_key(&work) || request.groups.len() > device.group_count() {
+            return Err(TierFailure::Request);
+        }
+        let mut left = VecDeque::new();
+        for (group, (first, blocks)) in request.groups.iter().enumerate().filter(|(_, (_, blocks))| !blocks.is_empty())
+        {
+            let class = self.class(device, group).ok_or(TierFailure::Request)?;
+            let block_count = device.group(group).map_or(0, kvferry_core::layout::Layout::block_count);
+            let mut parent = *first;
+            for &(hash, source) in blocks {
+                if source.0 >= block_count {
+                    return Err(TierFailure::Request);
+                }
+                left.push_back(Storing { class, group, parent, hash, source });
+                parent = Some(hash);
+            }
+        }
+        let (device, tenant) = (Arc::clone(device), request.tenant);
+        Ok(Store { device, tenant, left, jobs: 0, filled: Vec::new(), failure: None, waits_until: None })
+    }
+
+    /// The next blocks of a store; none when there are no more for which there is room.
+    pub(super) fn next_store_job(&mut self, now: Time, work: WorkId) -> Option<CopyJob> {
+        let store = self.stores.get_mut(&work)?;
+        let (device, tenant) = (Arc::clone(&store.device), store.tenant);
+        let (mut places, mut copies): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
+        let mut bytes = 0;
+        let mut of: Option<(usize, Chunks<'_>)> = None;
+        while bytes < JOB_BYTES && places.len() < JOB_BLOCKS {
+            let group = of.as_ref().map(|(group, _)| *group);
+            let Some(next) = store.left.pop_front_if(|next| group.is_none_or(|group| next.group == group)) else {
+                break;
+            };
+            let place = match self.host.admit(now, next.class, next.hash, next.parent, tenant) {
+                Ok(place) => place,
+                Err(NotAdmitted::There) => continue,
+                // Nor is there room for what stands behind it.
+                Err(
+                    NotAdmitted::WithoutParent | NotAdmitted::Quota | NotAdmitted::ReadOnly | NotAdmitted::WorthLess,
+                ) => {
+                    store.left.retain(|left| left.group != next.group);
+                    continue;
+                }
+            };
+            let slot = Slot::from(&place);
+            let chunk = match (&mut of, device.group(next.group)) {
+                (Some((_, chunks)), _) => chunks.layout(&self.host, slot),
+                (none, Some(layout)) => {
+                    none.insert((next.group, Chunks::new(next.class, layout))).1.layout(&self.host, slot)
+                }
+                (None, None) => None,
+            };
+            let Some(chunk) = chunk else {
+                self.host.abandon(place);
+                store.fail(TierFailure::Request);
+                break;
+            };
+            bytes += place.bytes;
+            copies.push(BlockCopy { block: next.source, slot, chunk });
+            places.push((place, next.parent));
+        }
+        let (group, _) = of?;
+        if places.is_empty() {
+            return None;
+        }
+        store.jobs += 1;
+        let id = self.draw_job();
+        self.jobs.insert(id, Job::Store(work, places));
+        let host = Arc::clone(self.host.store().region());
+        Some(CopyJob { id, direction: Direction::Store, device, group, host, blocks: copies })
+    }
+
+    pub(super) fn handle_stored(
+        &mut self,
+        now: Time,
+        work: WorkId,
+        places: Vec<(Filling, Option<BlockHash>)>,
+        sums: &[u32],
+    ) {
+        // Its store ends only once all its jobs have.
+        let Some(store) = self.stores.get_mut(&work) else { return };
+        store.jobs -= 1;
+        for (number, (place, parent)) in places.into_iter().enumerate() {
+            match sums.get(number) {
+                Some(&sum) => store.filled.push(Filled { place, sum, parent }),
+                None => {
+                    self.host.abandon(place);
+                    store.fail(TierFailure::Request);
+                }
+            }
+        }
+        self.settle_store(now, work);
+    }
+
+    /// Says that a store has copied all it will, or that it came to nothing.
+    pub(super) fn settle_store(&mut self, now: Time, work: WorkId) {
+        let Some(store) = self.stores.get_mut(&work) else { return };
+        if !store.left.is_empty() || store.jobs > 0 {
+            return;
+        }
+        let was_said = store.waits_until.is_some();
+        let failure = store.failure;
+        if failure.is_some() {
+            self.let_go(work);
+        } else if !was_said {
+            let until = now.after(self.limits.commit_max);
+            store.waits_until = Some(until);
+            self.deadlines.insert((until, work));
+        }
+        if !was_said {
+            self.events.push_back(TierEvent::Copied { work, failure });
+        }
+    }
+
+    /// The engine's word that nothing wrote to the blocks of a store before [`TierEvent::Copied`] came: they are found from
+    /// now on, and [`TierEvent::Stored`] follows. Of a store that was given up, or that has not said so yet, nothing is.
+    pub fn commit(&mut self, now: Time, work: WorkId) {
+        if self.stores.get(&work).is_some_and(|store| store.waits_until.is_none()) {
+            // A word about what is still being read is worth nothing.
+            self.fail(now, work, TierFailure::Request);
+        }
+        let mut blocks = 0;
+        let is_in_time = |store: &Store| store.waits_until.is_some_and(|until| until > now);
+        if self.stores.get(&work).is_some_and(is_in_time)
+            && let Some(store) = self.stores.remove(&work)
+        {
+            if let Some(until) = store.waits_until {
+                self.deadlines.remove(&(until, work));
+            }
+            for Filled { place, sum, parent } in store.filled {
+                blocks += u64::from(self.host.seal(place, sum, parent));
+            }
+        }
+        self.events.push_back(TierEvent::Stored { work, blocks });
+        self.clear_what_rests();
+    }
+
+    /// What a store has copied is room again, the last block first.
+    fn let_go(&mut self, work: WorkId) {
+        let Some(store) = self.stores.remove(&work) else { return };
+        if let Some(until) = store.waits_until {
+            self.deadlines.remove(&(until, work));
+        }
+        for filled in store.filled.into_iter().rev() {
+            self.host.abandon(filled.place);
+        }
+    }
+}

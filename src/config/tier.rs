@@ -1,0 +1,69 @@
+//! What the config says of tiers.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use kvferry_transport::COPY_THREADS_MAX;
+
+use super::{COPY_THREADS_DEFAULT_MAX, Config, raw};
+
+/// A request has one transfer, and a store for each step in which a block of it became full.
+const TIER_WORKS_PER_TRANSFER: usize = 16;
+const MIB: u64 = 1 << 20;
+/// 16 TiB: more is a slip of the pen.
+const MIB_MAX: u64 = 1 << 24;
+/// A block of 128 tokens of a model of 70 billion parameters, on one rank of eight, is 5 MiB.
+const BLOCK_MIB_MAX_DEFAULT: u64 = 8;
+const CLAIM_MS_MAX_DEFAULT: u64 = 30_000;
+
+/// Host memory as a tier.
+#[derive(Clone, Debug)]
+pub(crate) struct HostTier {
+    /// On tmpfs or hugetlbfs, where it outlives the daemon.
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: u64,
+    /// The largest block that it takes.
+    pub(crate) block_bytes_max: u64,
+    /// Of one tenant's blocks.
+    pub(crate) tenant_bytes_max: u64,
+    /// How long blocks that were found stay for who does not load them.
+    pub(crate) claim_max: Duration,
+    pub(crate) copy_threads: usize,
+}
+
+impl Config {
+    /// Lookups, loads and stores of tiers that may be open.
+    pub(crate) const fn tier_works_max(&self) -> usize {
+        self.limits.transfers_max * TIER_WORKS_PER_TRANSFER
+    }
+}
+
+impl raw::Host {
+    /// In bytes, and inside of limits.
+    pub(super) fn check(self) -> Result<HostTier> {
+        let Self { mib, path, block_mib_max, tenant_mib_max, claim_ms_max, copy_threads } = self;
+        let within = |name: &str, value: u64, low: u64, high: u64| {
+            ensure!((low..=high).contains(&value), "tier.host.{name} = {value}: {low} to {high}");
+            Ok(value)
+        };
+        ensure!(path.is_absolute(), "tier.host.path = {path:?}: an absolute path on tmpfs or hugetlbfs");
+        let copy_threads = match copy_threads {
+            Some(threads) => usize::try_from(within("copy_threads", threads, 1, COPY_THREADS_MAX as u64)?)?,
+            None => std::thread::available_parallelism().map_or(1, usize::from).min(COPY_THREADS_DEFAULT_MAX),
+        };
+        Ok(HostTier {
+            path,
+            bytes: within("mib", mib, 64, MIB_MAX)? * MIB,
+            block_bytes_max: within("block_mib_max", block_mib_max.unwrap_or(BLOCK_MIB_MAX_DEFAULT), 1, 1024)? * MIB,
+            tenant_bytes_max: within("tenant_mib_max", tenant_mib_max.unwrap_or(mib), 1, MIB_MAX)? * MIB,
+            claim_max: Duration::from_millis(within(
+                "claim_ms_max",
+                claim_ms_max.unwrap_or(CLAIM_MS_MAX_DEFAULT),
+                1,
+                600_000,
+            )?),
+            copy_threads,
+        })
+    }
+}

@@ -1,0 +1,80 @@
+//! Metrics of the tiers.
+
+use std::sync::atomic::AtomicU64;
+
+use kvferry_tier::tiers::TierFailure;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::super::metrics::Reason;
+use super::thread::Inventory;
+
+/// Handles; cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct TierMetrics {
+    lookups: Family<Reason, Counter>,
+    found: Counter<u64, AtomicU64>,
+    loads: Family<Reason, Counter>,
+    loaded_bytes: Counter<u64, AtomicU64>,
+    stores: Family<Reason, Counter>,
+    stored: Counter<u64, AtomicU64>,
+    blocks: Gauge,
+    evicted: Gauge,
+    damaged: Gauge,
+}
+
+impl TierMetrics {
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register("tier_lookup", "Lookups, by outcome", self.lookups.clone());
+        registry.register("tier_found_blocks", "Blocks that lookups found, of all groups", self.found.clone());
+        registry.register("tier_load", "Loads, by outcome", self.loads.clone());
+        registry.register("tier_load_bytes", "Bytes loaded and verified", self.loaded_bytes.clone());
+        registry.register("tier_store", "Stores that were copied, by outcome", self.stores.clone());
+        registry.register("tier_stored_blocks", "Blocks that were stored", self.stored.clone());
+        registry.register("tier_host_blocks", "Blocks in host memory", self.blocks.clone());
+        registry.register(
+            "tier_host_evicted",
+            "Blocks that made room for others, since the start",
+            self.evicted.clone(),
+        );
+        registry.register(
+            "tier_host_damaged",
+            "Blocks that were not what was stored, since the start",
+            self.damaged.clone(),
+        );
+    }
+
+    pub(super) fn found(&self, held: &[u32], failure: Option<TierFailure>) {
+        let found: u64 = held.iter().map(|&held| u64::from(held)).sum();
+        let none = if found == 0 { "none" } else { "found" };
+        self.lookups.get_or_create(&Reason { reason: failure.map_or(none, TierFailure::word) }).inc();
+        self.found.inc_by(found);
+    }
+
+    pub(super) fn loaded(&self, result: Result<u64, TierFailure>) {
+        self.loaded_bytes.inc_by(result.unwrap_or(0));
+        let reason = result.err().map_or("loaded", TierFailure::word);
+        self.loads.get_or_create(&Reason { reason }).inc();
+    }
+
+    pub(super) fn copied(&self, failure: Option<TierFailure>) {
+        self.stores.get_or_create(&Reason { reason: failure.map_or("copied", TierFailure::word) }).inc();
+    }
+
+    pub(super) fn stored(&self, blocks: u64) {
+        self.stored.inc_by(blocks);
+    }
+
+    pub(crate) fn gauges(&self, inventory: &Inventory) {
+        self.blocks.set(i64::try_from(inventory.blocks).unwrap_or(i64::MAX));
+        self.evicted.set(i64::try_from(inventory.evicted).unwrap_or(i64::MAX));
+        self.damaged.set(i64::try_from(inventory.damaged).unwrap_or(i64::MAX));
+    }
+
+    /// Bytes loaded, blocks found and stored.
+    pub(crate) fn totals(&self) -> (u64, u64, u64) {
+        (self.loaded_bytes.get(), self.found.get(), self.stored.get())
+    }
+}

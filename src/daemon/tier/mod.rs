@@ -1,0 +1,390 @@
+//! Hub: engines look up, load and store blocks of this node's tiers.
+//!
+//! ```text
+//! Lookup, Load, Store (key) -> work, drawn here -> tier thread -> TierEvent (work) -> Found, Loaded, Copied, Stored (key)
+//! ```
+//!
+//! The hub parses and names; [`Tiers`](kvferry_tier::tiers::Tiers) decides, on a thread of its own ([`thread`]).
+
+pub(crate) mod metrics;
+pub(crate) mod thread;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kvferry_core::{BlockIndex, Fingerprint, Time, WorkId};
+use kvferry_memory::Meter;
+use kvferry_proto::v1::{self, from_daemon};
+use kvferry_tier::host::{Arena, Recovered};
+use kvferry_tier::tiers::{Device, LoadRequest, Lookup, StoreRequest, TierEvent, TierFailure, TierLimits, Tiers};
+use kvferry_tier::{BlockHash, Cache, CacheLimits, Tenant};
+
+use self::thread::{TierCommand, TierHandle};
+use super::command::SessionId;
+use super::hub::Hub;
+use crate::config::HostTier;
+use crate::random;
+
+/// What a lookup, a load or a store is answered where there are no tiers.
+const NO_TIER: &str = "no_tier";
+/// Bytes of a tenant's name.
+const TENANT_LENGTH_MAX: usize = 64;
+/// Blocks that are remembered for each that fits: one that comes back tells how long others like it will take.
+const KNOWN_PER_STORED: u64 = 4;
+/// No block is smaller than what a slot takes.
+const SLOT_BYTES_MIN: u64 = 4096;
+const KNOWN_MAX: u64 = 1 << 24;
+/// How long what was copied waits for its engine's word.
+const COMMIT_MAX: Duration = Duration::from_secs(30);
+
+/// What engines have asked of the tiers, and have no last word on.
+pub(crate) struct Tiering {
+    handle: TierHandle,
+    works: HashMap<WorkId, Asked>,
+    by_key: HashMap<(SessionId, u64), WorkId>,
+    /// What lookups of an engine's scheduler found and hold, by engine and key.
+    claims: HashMap<(String, u64), Claim>,
+    /// Clears that the tiers have not heard of; true where another one came meanwhile.
+    clearing: HashMap<Fingerprint, bool>,
+}
+
+struct Claim {
+    work: WorkId,
+    is_forgotten: bool,
+}
+
+struct Asked {
+    session: SessionId,
+    engine_id: String,
+    key: u64,
+    since: Time,
+    is_committed: bool,
+    is_aborted: bool,
+}
+
+impl Tiering {
+    pub(crate) fn new(handle: TierHandle) -> Self {
+        Self { handle, works: HashMap::new(), by_key: HashMap::new(), claims: HashMap::new(), clearing: HashMap::new() }
+    }
+
+    pub(crate) const fn handle(&self) -> &TierHandle {
+        &self.handle
+    }
+}
+
+/// Opens host memory, with what the daemon before has left there.
+pub(crate) fn open(host: &HostTier, works_max: usize, blocks_max: usize, meter: &Meter, now: Time) -> Result<Tiers> {
+    let (arena, recovery) = Arena::open(&host.path, host.bytes, host.block_bytes_max, meter)
+        .with_context(|| format!("open the host tier {} (tier.host)", host.path.display()))?;
+    let found = match recovery.recovered {
+        Recovered::New => "new",
+        Recovered::Found => "found",
+        Recovered::Replaced => "replaced: it was of another size or version",
+    };
+    tracing::info!(
+        path = %host.path.display(), bytes = host.bytes, blocks = recovery.blocks,
+        unfinished = recovery.unfinished, damaged = recovery.damaged, "host tier is open: {found}"
+    );
+    let known_max = (host.bytes / SLOT_BYTES_MIN).saturating_mul(KNOWN_PER_STORED).min(KNOWN_MAX);
+    let limits = CacheLimits {
+        known_max: usize::try_from(known_max)?,
+        tenant_bytes_max: host.tenant_bytes_max,
+        seed: random::number()?,
+    };
+    let cache = Cache::new(arena, limits, now);
+    let limits =
+        TierLimits { claims_max: works_max, works_max, blocks_max, claim_max: host.claim_max, commit_max: COMMIT_MAX };
+    Ok(Tiers::new(cache, limits))
+}
+
+impl Hub {
+    /// A scheduler asks what is there. One `Found` follows.
+    pub(super) fn lookup(&mut self, session: SessionId, lookup: &v1::Lookup) {
+        let refused = match self.try_lookup(session, lookup) {
+            Ok(()) => return,
+            Err(word) => word,
+        };
+        let found = v1::Found { key: lookup.key, failure: refused.to_owned(), ..Default::default() };
+        self.reply(session, 0, from_daemon::Body::Found(found));
+    }
+
+    fn try_lookup(&mut self, session: SessionId, lookup: &v1::Lookup) -> Result<(), &'static str> {
+        if self.tiering.is_none() {
+            return Err(NO_TIER);
+        }
+        let groups = lookup.groups.iter().map(|group| hashes(&group.hashes)).collect::<Result<_, _>>()?;
+        let engine_id = self.engines.sessions.get(&session).map(|open| open.engine_id.clone()).unwrap_or_default();
+        let engine = self.engines.engines.get(&engine_id).filter(|engine| engine.is_whole());
+        let workers = engine.map(|engine| engine.workers.values()).ok_or("engine")?;
+        let devices = workers.map(|worker| worker.device.clone().ok_or("layout")).collect::<Result<_, _>>()?;
+        let work = self.ask_tier(session, lookup.key, engine_id.clone())?;
+        let Some(tiering) = &mut self.tiering else { return Err(NO_TIER) };
+        tiering.claims.insert((engine_id, lookup.key), Claim { work, is_forgotten: false });
+        let sent = tiering.handle.send(TierCommand::Lookup(work, Lookup { devices, groups }));
+        self.sent(work, sent)
+    }
+
+    /// A scheduler gives up what it found.
+    pub(super) fn forget(&mut self, session: SessionId, key: u64) {
+        let Some(open) = self.engines.sessions.get(&session) else { return };
+        let Some(tiering) = &mut self.tiering else { return };
+        let claim = tiering.claims.get_mut(&(open.engine_id.clone(), key)).filter(|claim| !claim.is_forgotten);
+        if let Some(claim) = claim {
+            claim.is_forgotten = true;
+            tiering.handle.send(TierCommand::Forget(claim.work));
+        }
+    }
+
+    /// What the engine's fingerprint has stored is worth nothing any more.
+    pub(super) fn clear_tiers(&mut self, session: SessionId) {
+        let Some(open) = self.engines.sessions.get(&session) else { return };
+        let engine = self.engines.engines.get(&open.engine_id);
+        let workers = engine.into_iter().flat_map(|engine| engine.workers.values());
+        let devices: Vec<_> = workers.filter_map(|worker| worker.device.clone()).collect();
+        if let (Some(tiering), Some(device)) = (&mut self.tiering, devices.first()) {
+            let fingerprint = device.fingerprint();
+            tracing::info!(engine = open.engine_id, %fingerprint, "forgets what is stored of this fingerprint");
+            match tiering.clearing.entry(fingerprint) {
+                Entry::Occupied(mut under_way) => *under_way.get_mut() = true,
+                Entry::Vacant(vacant) => {
+                    vacant.insert(false);
+                    tiering.handle.send(TierCommand::Clear(devices));
+                }
+            }
+        }
+    }
+
+    /// A worker wants blocks. One `Loaded` follows.
+    pub(super) fn load(&mut self, session: SessionId, load: &v1::Load) {
+        if let Err(word) = self.try_load(session, load) {
+            let loaded = v1::Loaded { key: load.key, failure: word.to_owned(), ..Default::default() };
+            self.reply(session, 0, from_daemon::Body::Loaded(loaded));
+        }
+    }
+
+    fn try_load(&mut self, session: SessionId, load: &v1::Load) -> Result<(), &'static str> {
+        let (device, engine_id) = self.device(session)?;
+        let groups = load.groups.iter().map(|group| named(&group.hashes, &group.blocks)).collect::<Result<_, _>>()?;
+        let limit = Duration::from_millis(load.deadline_ms).min(self.config.limits.transfer_deadline_max);
+        let deadline = self.clock.now().after(limit);
+        let claims = self.tiering.as_ref().map(|tiering| &tiering.claims);
+        let claim = claims.and_then(|claims| claims.get(&(engine_id.clone(), load.claim)).map(|claim| claim.work));
+        // It was too old, and its blocks may be there all the same.
+        let claim = claim.unwrap_or(WorkId(0));
+        let work = self.ask_tier(session, load.key, engine_id)?;
+        let request = LoadRequest { claim, device, groups, deadline };
+        let sent = self.tell_tier(TierCommand::Load(work, request));
+        self.sent(work, sent)
+    }
+
+    /// A worker gives blocks to be kept. One `Copied` follows.
+    pub(super) fn store(&mut self, session: SessionId, store: &v1::Store) {
+        if let Err(word) = self.try_store(session, store) {
+            let copied = v1::Copied { key: store.key, failure: word.to_owned() };
+            self.reply(session, 0, from_daemon::Body::Copied(copied));
+        }
+    }
+
+    fn try_store(&mut self, session: SessionId, store: &v1::Store) -> Result<(), &'static str> {
+        let (device, engine_id) = self.device(session)?;
+        let group = |group: &v1::StoredBlocks| {
+            let parent = if group.parent.is_empty() { None } else { Some(hash(&group.parent)?) };
+            Ok((parent, named(&group.hashes, &group.blocks)?))
+        };
+        let groups = store.groups.iter().map(group).collect::<Result<_, &'static str>>()?;
+        let tenant = tenant(&store.tenant)?;
+        let work = self.ask_tier(session, store.key, engine_id)?;
+        let sent = self.tell_tier(TierCommand::Store(work, StoreRequest { device, groups, tenant }));
+        self.sent(work, sent)
+    }
+
+    /// A worker vouches for a store. One `Stored` follows.
+    pub(super) fn commit(&mut self, session: SessionId, key: u64) {
+        match self.asked_mut(session, key) {
+            Some((_, asked)) if asked.is_committed => {}
+            Some((work, asked)) => {
+                asked.is_committed = true;
+                self.tell_tier(TierCommand::Commit(work));
+            }
+            None => self.reply(session, 0, from_daemon::Body::Stored(v1::Stored { key, blocks: 0 })),
+        }
+    }
+
+    /// Gives up a load or a store. False: this key is neither.
+    pub(super) fn abort_tier(&mut self, session: SessionId, key: u64) -> bool {
+        let Some((work, asked)) = self.asked_mut(session, key) else { return false };
+        if !std::mem::replace(&mut asked.is_aborted, true) {
+            self.tell_tier(TierCommand::Abort(work));
+        }
+        true
+    }
+
+    /// A session is gone: what it asked for ends, and nobody is told.
+    pub(super) fn leave_tiers(&mut self, session: SessionId, engine_id: &str, was_scheduler: bool) {
+        let Some(tiering) = &mut self.tiering else { return };
+        let works: Vec<_> = tiering.by_key.extract_if(|(of, _), _| *of == session).map(|(_, work)| work).collect();
+        for work in works {
+            if tiering.works.remove(&work).is_some_and(|asked| !asked.is_aborted) {
+                tiering.handle.send(TierCommand::Abort(work));
+            }
+        }
+        // A lookup that is under way finds its claim gone, or is forgotten with the next session's.
+        if was_scheduler {
+            for (_, claim) in tiering.claims.extract_if(|(of, _), _| of == engine_id) {
+                if !claim.is_forgotten {
+                    tiering.handle.send(TierCommand::Forget(claim.work));
+                }
+            }
+        }
+    }
+
+    /// Passes on what the tiers say.
+    pub(super) fn handle_tier_event(&mut self, event: TierEvent) {
+        match event {
+            TierEvent::Found { claim, held, failure } => {
+                self.metrics.tier.found(&held, failure);
+                let Some(asked) = self.end_asked(claim) else { return };
+                let (on_disk, failure) = (vec![0; held.len()], word(failure));
+                self.reply(
+                    asked.session,
+                    0,
+                    from_daemon::Body::Found(v1::Found { key: asked.key, held, on_disk, failure }),
+                );
+            }
+            TierEvent::Released { claim } => {
+                if let Some(tiering) = &mut self.tiering {
+                    tiering.claims.retain(|_, of| of.work != claim);
+                }
+            }
+            TierEvent::Cleared { fingerprint } => {
+                let again = self.tiering.as_mut().and_then(|tiering| tiering.clearing.remove(&fingerprint));
+                let workers = self.engines.engines.values().flat_map(|engine| engine.workers.values());
+                let of = workers.filter(|worker| worker.fingerprint == fingerprint);
+                let devices: Vec<_> = of.filter_map(|worker| worker.device.clone()).collect();
+                if let (Some(true), Some(tiering), false) = (again, &mut self.tiering, devices.is_empty()) {
+                    tiering.clearing.insert(fingerprint, false);
+                    tiering.handle.send(TierCommand::Clear(devices));
+                }
+            }
+            TierEvent::Loaded { work, result } => {
+                self.metrics.tier.loaded(result);
+                let Some(asked) = self.end_asked(work) else { return };
+                let micros = u64::try_from(self.clock.now().until(asked.since).as_micros()).unwrap_or(u64::MAX);
+                if let Err(failure) = result {
+                    tracing::info!(engine = asked.engine_id, failure = failure.word(), "failed to load from a tier");
+                }
+                let loaded = v1::Loaded {
+                    key: asked.key,
+                    delivered: result.is_ok(),
+                    failure: word(result.err()),
+                    bytes: result.unwrap_or(0),
+                    micros,
+                    disk_bytes: 0,
+                };
+                self.reply(asked.session, 0, from_daemon::Body::Loaded(loaded));
+            }
+            TierEvent::Copied { work, failure } => {
+                self.metrics.tier.copied(failure);
+                let over = failure.is_some();
+                let asked = self.tiering.as_ref().and_then(|tiering| tiering.works.get(&work));
+                let Some((session, key)) = asked.map(|asked| (asked.session, asked.key)) else { return };
+                if over {
+                    self.end_asked(work);
+                }
+                self.reply(session, 0, from_daemon::Body::Copied(v1::Copied { key, failure: word(failure) }));
+            }
+            TierEvent::Stored { work, blocks } => {
+                self.metrics.tier.stored(blocks);
+                let Some(asked) = self.end_asked(work) else { return };
+                self.reply(asked.session, 0, from_daemon::Body::Stored(v1::Stored { key: asked.key, blocks }));
+            }
+        }
+    }
+
+    fn device(&self, session: SessionId) -> Result<(Arc<Device>, String), &'static str> {
+        if self.tiering.is_none() {
+            return Err(NO_TIER);
+        }
+        let (_, _, worker) = self.engines.worker_of(session).ok_or("engine")?;
+        let engine_id = self.engines.sessions.get(&session).map(|open| open.engine_id.clone()).unwrap_or_default();
+        Ok((worker.device.clone().ok_or("layout")?, engine_id))
+    }
+
+    /// Notes who asks under which key.
+    fn ask_tier(&mut self, session: SessionId, key: u64, engine_id: String) -> Result<WorkId, &'static str> {
+        let (work, since) = (self.draw_work(), self.clock.now());
+        let Some(tiering) = &mut self.tiering else { return Err(NO_TIER) };
+        if tiering.by_key.contains_key(&(session, key)) {
+            return Err(TierFailure::Request.word());
+        }
+        if tiering.works.len() >= self.config.tier_works_max() {
+            return Err(TierFailure::Limit.word());
+        }
+        tiering.by_key.insert((session, key), work);
+        tiering.works.insert(work, Asked { session, engine_id, key, since, is_committed: false, is_aborted: false });
+        Ok(work)
+    }
+
+    fn asked_mut(&mut self, session: SessionId, key: u64) -> Option<(WorkId, &mut Asked)> {
+        let tiering = self.tiering.as_mut()?;
+        let work = *tiering.by_key.get(&(session, key))?;
+        tiering.works.get_mut(&work).map(|asked| (work, asked))
+    }
+
+    fn end_asked(&mut self, work: WorkId) -> Option<Asked> {
+        let tiering = self.tiering.as_mut()?;
+        let asked = tiering.works.remove(&work)?;
+        tiering.by_key.remove(&(asked.session, asked.key));
+        Some(asked)
+    }
+
+    fn tell_tier(&self, command: TierCommand) -> bool {
+        self.tiering.as_ref().is_some_and(|tiering| tiering.handle.send(command))
+    }
+
+    /// What was asked for is under way, or was not heard.
+    fn sent(&mut self, work: WorkId, sent: bool) -> Result<(), &'static str> {
+        if !sent {
+            self.end_asked(work);
+        }
+        sent.then_some(()).ok_or(TierFailure::Limit.word())
+    }
+}
+
+fn word(failure: Option<TierFailure>) -> String {
+    failure.map_or_else(String::new, |failure| failure.word().to_owned())
+}
+
+fn hash(bytes: &[u8]) -> Result<BlockHash, &'static str> {
+    bytes.try_into().map_err(|_| TierFailure::Request.word())
+}
+
+fn hashes(bytes: &[u8]) -> Result<Vec<BlockHash>, &'static str> {
+    match bytes.as_chunks::<32>() {
+        (hashes, []) => Ok(hashes.to_vec()),
+        _ => Err(TierFailure::Request.word()),
+    }
+}
+
+fn named(names: &[u8], blocks: &[u32]) -> Result<Vec<(BlockHash, BlockIndex)>, &'static str> {
+    let names = hashes(names)?;
+    if names.len() != blocks.len() {
+        return Err(TierFailure::Request.word());
+    }
+    Ok(names.into_iter().zip(blocks.iter().copied().map(BlockIndex)).collect())
+}
+
+/// The same number for the same name, also in another daemon's life: arenas carry it.
+fn tenant(name: &[u8]) -> Result<Tenant, &'static str> {
+    if name.len() > TENANT_LENGTH_MAX {
+        return Err(TierFailure::Request.word());
+    }
+    // FNV-1a: quotas need no secrecy, and two tenants of one number share a quota, not blocks.
+    let number = name
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    Ok(Tenant(if name.is_empty() { 0 } else { number }))
+}

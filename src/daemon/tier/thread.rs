@@ -1,0 +1,262 @@
+//! The threads of the tiers: one that decides, some that copy.
+//!
+//! ```text
+//! hub -> TierCommand -> [inbox] -> Tiers -> CopyJob -> [loads, stores] -> copying threads -> Copied -> [inbox]
+//!                                    \-> TierEvent -> hub
+//! ```
+//!
+//! The hub never waits for the inbox: it has room for all that may be open ([`COMMANDS_PER_WORK`]), for a Clear of each
+//! session's fingerprint, and for the jobs that are out. Engines wait for loads, and nobody for a store: one thread of the
+//! normal class carries those out, whatever class the others are in. Shutdown: no new jobs, those that are out are waited
+//! for.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Context as _, Result};
+use kvferry_core::{Time, WorkId};
+use kvferry_tier::tiers::{Copied, CopyJob, Device, LoadRequest, Lookup, StoreRequest, TierEvent, Tiers};
+use tokio::sync::mpsc;
+
+use super::super::clock::Clock;
+use super::super::scheduling::Scheduling;
+
+/// Jobs of a copying thread: the one that it is at, and the next. What comes later may go before the others.
+const JOBS_PER_THREAD: usize = 2;
+
+/// What the hub says of one work at most: that there is one, a commit or a forget, and an abort.
+pub(crate) const COMMANDS_PER_WORK: usize = 3;
+
+/// What the hub asks for.
+pub(crate) enum TierCommand {
+    Abort(WorkId),
+    Clear(Vec<Arc<Device>>),
+    Commit(WorkId),
+    Forget(WorkId),
+    Load(WorkId, LoadRequest),
+    Lookup(WorkId, Lookup),
+    Store(WorkId, StoreRequest),
+}
+
+enum Message {
+    Command(TierCommand),
+    /// Whether it was a load.
+    Copied(Copied, bool),
+    Stop,
+}
+
+/// What there is, for people: as it was at the last turn.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Inventory {
+    pub(crate) blocks: usize,
+    pub(crate) evicted: u64,
+    pub(crate) damaged: u64,
+    pub(crate) claims: usize,
+    pub(crate) loads: usize,
+    pub(crate) stores: usize,
+}
+
+/// The hub's end. Dropping it ends the threads.
+pub(crate) struct TierHandle {
+    inbox: SyncSender<Message>,
+    inventory: Arc<Mutex<Inventory>>,
+    /// Of the arena.
+    pub(crate) bytes: u64,
+}
+
+impl TierHandle {
+    /// False: there are more commands than were counted on, and this one is not heard.
+    pub(crate) fn send(&self, command: TierCommand) -> bool {
+        // The thread ends only after this handle is dropped.
+        let sent = self.inbox.try_send(Message::Command(command)).is_ok();
+        if !sent {
+            tracing::error!("the tiers do not keep up: a command was dropped");
+        }
+        sent
+    }
+
+    pub(crate) fn inventory(&self) -> Inventory {
+        *self.inventory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for TierHandle {
+    fn drop(&mut self) {
+        // The thread takes all that is before it, and waits for nobody but the hub, which is gone.
+        drop(self.inbox.send(Message::Stop));
+    }
+}
+
+/// Starts the threads over what host memory holds; the hub has no more than `commands_max` commands under way.
+pub(crate) fn start(
+    clock: Clock,
+    tiers: Tiers,
+    load_threads: usize,
+    commands_max: usize,
+    scheduling: &Scheduling,
+    outbox: mpsc::Sender<TierEvent>,
+) -> Result<(TierHandle, JoinHandle<()>)> {
+    let loads_max = load_threads * JOBS_PER_THREAD;
+    let (inbox, messages) = sync_channel(commands_max + loads_max + JOBS_PER_THREAD + 1);
+    let (loads, waiting_loads) = sync_channel::<CopyJob>(loads_max);
+    let (stores, waiting_stores) = sync_channel::<CopyJob>(JOBS_PER_THREAD);
+    let waiting_loads = Arc::new(Mutex::new(waiting_loads));
+    let mut copiers = Vec::new();
+    for number in 0..load_threads {
+        let (waiting, done) = (Arc::clone(&waiting_loads), inbox.clone());
+        copiers.push(spawn(&format!("kvferry-load-{number}"), move || copy(&waiting, &done))?);
+    }
+    let (done, scheduling) = (inbox.clone(), scheduling.clone());
+    copiers.push(spawn("kvferry-store", move || {
+        scheduling.stand_back();
+        copy(&Mutex::new(waiting_stores), &done);
+    })?);
+    let inventory = Arc::new(Mutex::new(Inventory::default()));
+    let bytes = tiers.host().store().region().len();
+    let mut thread = TierThread {
+        clock,
+        tiers,
+        messages,
+        copying: Some(Copying { loads, stores }),
+        loads_out: 0,
+        loads_max,
+        stores_out: 0,
+        outbox,
+        inventory: Arc::clone(&inventory),
+    };
+    let thread = spawn("kvferry-tier", move || {
+        thread.run();
+        for copier in copiers {
+            // It panicked if this fails, and has said so.
+            drop(copier.join());
+        }
+    })?;
+    Ok((TierHandle { inbox, inventory, bytes }, thread))
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
+    thread.with_context(|| format!("start the thread {name}"))
+}
+
+/// A copying thread's whole life.
+fn copy(jobs: &Mutex<Receiver<CopyJob>>, done: &SyncSender<Message>) {
+    loop {
+        // Whoever waits for a job holds the lock; the others wait for the lock.
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else { return };
+        let is_load = job.is_load();
+        if done.send(Message::Copied(job.run(), is_load)).is_err() {
+            return;
+        }
+    }
+}
+
+struct Copying {
+    loads: SyncSender<CopyJob>,
+    stores: SyncSender<CopyJob>,
+}
+
+struct TierThread {
+    clock: Clock,
+    tiers: Tiers,
+    messages: Receiver<Message>,
+    /// Gone once it is to stop.
+    copying: Option<Copying>,
+    loads_out: usize,
+    loads_max: usize,
+    stores_out: usize,
+    outbox: mpsc::Sender<TierEvent>,
+    inventory: Arc<Mutex<Inventory>>,
+}
+
+impl TierThread {
+    fn run(&mut self) {
+        self.observe();
+        while self.copying.is_some() || self.loads_out + self.stores_out > 0 {
+            match self.wait() {
+                Ok(message) => {
+                    self.handle(message);
+                    while let Ok(message) = self.messages.try_recv() {
+                        self.handle(message);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // The copying threads have gone, and they never do by themselves.
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            self.turn();
+        }
+    }
+
+    fn wait(&self) -> Result<Message, RecvTimeoutError> {
+        match self.tiers.poll_deadline() {
+            Some(deadline) => self.messages.recv_timeout(deadline.until(self.clock.now())),
+            None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        let now = self.clock.now();
+        match message {
+            Message::Command(command) => self.carry_out(now, command),
+            Message::Copied(copied, is_load) => {
+                *if is_load { &mut self.loads_out } else { &mut self.stores_out } -= 1;
+                self.tiers.handle_copied(now, &copied);
+            }
+            Message::Stop => self.copying = None,
+        }
+    }
+
+    fn carry_out(&mut self, now: Time, command: TierCommand) {
+        match command {
+            TierCommand::Abort(work) => self.tiers.abort(now, work),
+            TierCommand::Clear(devices) => self.tiers.clear(now, &devices),
+            TierCommand::Commit(work) => self.tiers.commit(now, work),
+            TierCommand::Forget(claim) => self.tiers.forget(claim),
+            TierCommand::Load(work, request) => self.tiers.load(work, &request),
+            TierCommand::Lookup(claim, lookup) => self.tiers.lookup(now, claim, &lookup),
+            TierCommand::Store(work, request) => self.tiers.store(work, &request),
+        }
+    }
+
+    fn turn(&mut self) {
+        self.tiers.handle_timeout(self.clock.now());
+        self.hand_out();
+        self.observe();
+        while let Some(event) = self.tiers.poll_event() {
+            // The hub is gone, and with it whoever asked.
+            if self.outbox.blocking_send(event).is_err() {
+                self.copying = None;
+            }
+        }
+    }
+
+    fn hand_out(&mut self) {
+        let Some(Copying { loads, stores }) = &self.copying else { return };
+        while self.loads_out < self.loads_max
+            && let Some(job) = self.tiers.poll_load()
+        {
+            self.loads_out += usize::from(loads.send(job).is_ok());
+        }
+        while self.stores_out < JOBS_PER_THREAD
+            && let Some(job) = self.tiers.poll_store(self.clock.now())
+        {
+            self.stores_out += usize::from(stores.send(job).is_ok());
+        }
+    }
+
+    fn observe(&self) {
+        let host = self.tiers.host();
+        let (claims, loads, stores) = self.tiers.open();
+        *self.inventory.lock().unwrap_or_else(PoisonError::into_inner) = Inventory {
+            blocks: host.blocks(),
+            evicted: host.evicted(),
+            damaged: host.damaged_blocks(),
+            claims,
+            loads,
+            stores,
+        };
+    }
+}

@@ -1,0 +1,182 @@
+//! Blocks in the tiers of a real daemon, from and to stand-in engines.
+
+use std::path::{Path, PathBuf};
+
+use kvferry_client::{BlockHash, Event, Role};
+
+use crate::support::engine::{EngineOptions, client};
+use crate::support::{Daemon, DaemonOptions, StandInEngine, wait};
+
+/// A daemon with host memory that outlives it.
+struct Node {
+    memory: tempfile::TempDir,
+    daemon: Daemon,
+}
+
+impl Node {
+    fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// With further lines for `[tier.host]`.
+    fn start_with(more: &str) -> Self {
+        let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        let tables = format!("[tier.host]\nmib = 64\nblock_mib_max = 2\npath = {:?}\n{more}", arena(memory.path()));
+        let daemon = Daemon::start_with(&DaemonOptions { tables, ..Default::default() });
+        Self { memory, daemon }
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let status = self.daemon.operator().status().expect("status");
+        serde_json::from_str(&status).expect("JSON")
+    }
+}
+
+fn arena(folder: &Path) -> PathBuf {
+    folder.join("arena")
+}
+
+fn hashes(numbers: std::ops::Range<u8>) -> Vec<BlockHash> {
+    numbers.map(|number| [number; 32]).collect()
+}
+
+#[test]
+fn blocks_are_kept_and_found_by_another_engine_after_the_daemon_was_killed() {
+    let mut node = Node::start();
+    let mut first = StandInEngine::attach(&node.daemon, "E0");
+    first.fill(3);
+    let names = hashes(1..9);
+    let blocks: Vec<u32> = (10..18).rev().collect();
+    assert_eq!(first.lookup(&names).1, 0);
+    let (key, failure) = first.store(None, &names, &blocks);
+    assert_eq!((failure, first.lookup(&names).1), (None, 0), "not vouched for");
+    assert_eq!((first.commit(key), first.lookup(&names).1), (8, 8));
+    node.daemon.restart();
+    let mut second = StandInEngine::attach(&node.daemon, "E1");
+    second.fill(9);
+    let (claim, held) = second.lookup(&names);
+    assert_eq!(held, 8, "acknowledged, so it survives kill -9");
+    let targets: Vec<u32> = (0..8).collect();
+    assert_eq!(second.load(claim, &names, &targets), None);
+    for (target, source) in targets.iter().zip(&blocks) {
+        assert_eq!(second.block(*target), first.block(*source), "block {target}");
+    }
+    // The engine that was there before the restart goes on with the new daemon.
+    first.wait_attached_again();
+    assert_eq!(first.lookup(&names).1, 8);
+    let tiers = &node.status()["tiers"];
+    assert_eq!((tiers["host_blocks"].as_u64(), tiers["damaged_total"].as_u64()), (Some(8), Some(0)), "{tiers}");
+    assert!(node.memory.path().exists());
+}
+
+#[test]
+fn another_fingerprint_finds_nothing() {
+    let node = Node::start();
+    let mut ours = StandInEngine::attach(&node.daemon, "E0");
+    let (key, _) = ours.store(None, &hashes(1..3), &[1, 2]);
+    ours.commit(key);
+    let options = EngineOptions { fingerprint: [8; 32], ..Default::default() };
+    let theirs = StandInEngine::attach_with(&node.daemon, "E1", options);
+    assert_eq!((ours.lookup(&hashes(1..3)).1, theirs.lookup(&hashes(1..3)).1), (2, 0));
+}
+
+#[test]
+fn a_store_that_was_given_up_is_never_found() {
+    let node = Node::start();
+    let mut engine = StandInEngine::attach(&node.daemon, "E0");
+    let (key, failure) = engine.store(None, &hashes(1..3), &[1, 2]);
+    assert_eq!(failure, None);
+    engine.worker.abort(key);
+    assert_eq!((engine.commit(key), engine.lookup(&hashes(1..3)).1), (0, 0));
+    // Nor one whose engine died before it could say anything.
+    engine.store(None, &hashes(1..3), &[1, 2]);
+    drop(engine);
+    let next = StandInEngine::attach(&node.daemon, "E1");
+    assert_eq!(next.lookup(&hashes(1..3)).1, 0);
+    wait(|| "the store to end".to_owned(), || (node.status()["tiers"]["stores"].as_u64() == Some(0)).then_some(()));
+}
+
+#[test]
+fn clearing_reaches_everything_that_was_stored() {
+    let node = Node::start();
+    let mut engine = StandInEngine::attach(&node.daemon, "E0");
+    let (key, _) = engine.store(None, &hashes(1..5), &[1, 2, 3, 4]);
+    engine.commit(key);
+    let (claim, held) = engine.lookup(&hashes(1..5));
+    assert_eq!(held, 4);
+    for _ in 0..3 {
+        engine.scheduler.clear();
+    }
+    assert_eq!(engine.lookup(&hashes(1..5)).1, 0);
+    assert_eq!(engine.load(claim, &hashes(1..5), &[11, 12, 13, 14]).as_deref(), Some("evicted"));
+    let (key, _) = engine.store(None, &hashes(1..5), &[1, 2, 3, 4]);
+    assert_eq!((engine.commit(key), engine.lookup(&hashes(1..5)).1), (4, 4), "and begins anew");
+}
+
+#[test]
+fn what_an_engine_asks_wrongly_fails_and_hurts_nobody() {
+    let node = Node::start();
+    let mut engine = StandInEngine::attach(&node.daemon, "E0");
+    let word = |failure: Option<String>| failure.unwrap_or_default();
+    assert_eq!(word(engine.store(None, &hashes(1..2), &[64]).1), "request", "a block that it does not have");
+    assert_eq!(word(engine.store(None, &hashes(1..3), &[1]).1), "request", "two names for one block");
+    let (claim, _) = engine.lookup(&hashes(1..2));
+    assert_eq!(word(engine.load(claim, &hashes(1..2), &[1])), "evicted", "never stored");
+    assert_eq!(word(engine.load(claim, &hashes(1..2), &[64])), "request");
+    assert_eq!(engine.commit(12_345), 0, "a key that was never used");
+    engine.scheduler.forget(12_345);
+    let scheduler = client(node.daemon.socket(), "nobody", Role::Scheduler);
+    assert!(scheduler.wait_connected(crate::support::PATIENCE));
+    scheduler.clear();
+    let key = scheduler.lookup("request", &[hashes(1..2)]);
+    let found = wait(
+        || "an answer".to_owned(),
+        || scheduler.poll().into_iter().find(|event| matches!(event, Event::Found { key: of, .. } if of == &key)),
+    );
+    assert!(matches!(&found, Event::Found { failure: Some(word), .. } if word == "engine"), "{found:?}");
+    let (key, _) = engine.store(None, &hashes(1..2), &[1]);
+    assert_eq!((engine.commit(key), engine.lookup(&hashes(1..2)).1), (1, 1));
+}
+
+#[test]
+fn a_full_tier_keeps_serving_and_a_prefix_stays_whole() {
+    let node = Node::start();
+    let mut engine = StandInEngine::large(&node.daemon, "E0");
+    engine.fill(1);
+    // 2 MiB each: twice what fits.
+    for chain in 0..6_u8 {
+        let names: Vec<BlockHash> = (0..8).map(|number| [chain * 8 + number + 1; 32]).collect();
+        engine.lookup(&names);
+        let (key, failure) = engine.store(None, &names, &[0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(failure, None);
+        engine.commit(key);
+        let (claim, held) = engine.lookup(&names);
+        let targets: Vec<u32> = (16..16 + held).collect();
+        assert_eq!(engine.load(claim, &names[..targets.len()], &targets), None);
+        for (source, target) in (0..).zip(&targets) {
+            assert_eq!(engine.block(source), engine.block(*target));
+        }
+    }
+    let tiers = &node.status()["tiers"];
+    assert!(tiers["evicted_total"].as_u64() > Some(0) && tiers["host_blocks"].as_u64() > Some(8), "{tiers}");
+}
+
+#[test]
+fn a_daemon_without_tiers_says_so() {
+    let daemon = Daemon::start();
+    let mut engine = StandInEngine::attach(&daemon, "E0");
+    assert_eq!(engine.store(None, &hashes(1..2), &[1]).1.as_deref(), Some("no_tier"));
+    assert_eq!(engine.load(1, &hashes(1..2), &[1]).as_deref(), Some("no_tier"));
+    let key = engine.scheduler.lookup("request", &[hashes(1..2)]);
+    let found = wait(
+        || "an answer".to_owned(),
+        || {
+            engine
+                .scheduler
+                .poll()
+                .into_iter()
+                .find(|event| matches!(event, Event::Found { key: of, .. } if of == &key))
+        },
+    );
+    assert!(matches!(&found, Event::Found { failure: Some(word), .. } if word == "no_tier"), "{found:?}");
+}
