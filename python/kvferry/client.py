@@ -3,11 +3,14 @@
 ::
 
     SchedulerSide -> SchedulerClient.grant / relinquish -> daemon        daemon -> poll() -> LeaseEnded
+                     SchedulerClient.lookup / forget / clear                            -> Found, TierChanged
     WorkerSide    -> WorkerClient.attach / redeem / abort -> daemon      daemon -> poll() -> TransferDone
+                     WorkerClient.load / store / commit                                 -> Loaded, Copied
 
 No call waits for the daemon except ``grant``, and that for at most the reply timeout. A client without a daemon keeps
-looking for one in the background; meanwhile ``grant`` fails at once and ``redeem`` completes as failed. Tests script
-these protocols instead of running a daemon.
+looking for one in the background; meanwhile ``grant`` fails at once and everything that is answered by an event is
+answered as failed. The keys of one connection are all different, whatever they were given for. Tests script these
+protocols instead of running a daemon.
 """
 
 from __future__ import annotations
@@ -93,6 +96,27 @@ class GroupBlocks:
 
 
 @dataclass(frozen=True)
+class TierBlocks:
+    """Which blocks of the local tiers go where, in one KV cache group: pairs, in step."""
+
+    # What vLLM calls the blocks; 32 bytes each.
+    hashes: tuple[bytes, ...] = field(default=())
+    # Block ids of this engine.
+    blocks: tuple[int, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class TierStore:
+    """Blocks of one KV cache group that follow each other in one chain of hashes, to be kept: pairs, in step."""
+
+    # The hash of the block before the first; empty where the first is the prompt's.
+    parent: bytes = b""
+    hashes: tuple[bytes, ...] = field(default=())
+    # Block ids of this engine.
+    blocks: tuple[int, ...] = field(default=())
+
+
+@dataclass(frozen=True)
 class TransferDone:
     """The one answer to a ``redeem``. From here on the daemon does not touch the target blocks.
 
@@ -105,6 +129,55 @@ class TransferDone:
     failure: str | None
     bytes: int
     micros: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The one answer to a ``load``, all or nothing. What holds for ``TransferDone`` holds here."""
+
+    key: int
+    request_id: str
+    # Why nothing of it may be used, as a short word; None when every block is there and verified.
+    failure: str | None
+    bytes: int
+    micros: int
+    # How much of it was read from disk.
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Copied:
+    """The one answer to a ``store``: the daemon will not read its blocks again, and nobody finds them yet."""
+
+    key: int
+    request_id: str
+    # Why nothing of it is kept, as a short word; None when all of it was copied.
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """The one answer to a ``lookup``. Without a failure there is a claim under its key: see ``lookup``."""
+
+    key: int
+    request_id: str
+    # How many of each group's first blocks every rank has in some local tier.
+    held: tuple[int, ...]
+    # How many of those have to be read from disk.
+    on_disk: tuple[int, ...]
+    # A short word; ``NO_TIER`` when the daemon keeps no blocks at all.
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class TierChanged:
+    """Blocks of this engine's fingerprint came into a tier or left it."""
+
+    # "host" or "disk".
+    tier: str
+    # Pairs of group and hash.
+    stored: tuple[tuple[int, bytes], ...]
+    removed: tuple[tuple[int, bytes], ...]
 
 
 @dataclass(frozen=True)
@@ -136,10 +209,12 @@ class Refused:
     message: str
 
 
-Event = TransferDone | LeaseEnded | Connected | Disconnected | Refused
+Event = Connected | Copied | Disconnected | Found | LeaseEnded | Loaded | Refused | TierChanged | TransferDone
 
-# Why a transfer failed whose daemon can no longer be asked.
+# Why something failed whose daemon can no longer be asked.
 DAEMON_GONE = "daemon_gone"
+# Why nothing is found where no tier is configured. It stays so until the next ``Connected``.
+NO_TIER = "no_tier"
 
 
 class Client(Protocol):
@@ -173,6 +248,26 @@ class SchedulerClient(Client, Protocol):
         """Tells the holder of a ticket's lease that nobody will come for it. Fire and forget."""
         ...
 
+    def lookup(self, request_id: str, groups: Sequence[Sequence[bytes]], tenant: bytes) -> int:
+        """Asks what the local tiers hold of a prompt, and returns the key of the ``Found`` that will follow.
+
+        ``groups`` holds the hashes of the prompt's full blocks in each transferred group, in order from the first.
+        ``tenant``, at most 32 bytes, keeps those apart who must not find each other's blocks. What was found is kept
+        from eviction, as a claim under the key, until all ranks have loaded, ``forget``, or the daemon's time limit.
+        """
+        ...
+
+    def forget(self, key: int) -> None:
+        """Tells the daemon that nobody will load under this claim. Fire and forget."""
+        ...
+
+    def clear(self) -> None:
+        """Nothing stored so far is to be found any more by engines of this fingerprint. Fire and forget.
+
+        Later lookups of this connection see it, and stores that are not committed are dropped.
+        """
+        ...
+
 
 class WorkerClient(Client, Protocol):
     """One worker rank's connection."""
@@ -187,6 +282,21 @@ class WorkerClient(Client, Protocol):
         """Asks for a ticket's blocks and returns the key of the ``TransferDone`` that will follow."""
         ...
 
+    def load(self, request_id: str, claim: int, groups: Sequence[TierBlocks], deadline_ms: int) -> int:
+        """Asks for blocks of the local tiers under a claim, and returns the key of the ``Loaded`` that will follow."""
+        ...
+
+    def store(self, request_id: str, groups: Sequence[TierStore], tenant: bytes) -> int:
+        """Asks to copy blocks into the local tiers, and returns the key of the ``Copied`` that will follow."""
+        ...
+
+    def commit(self, key: int) -> None:
+        """Vouches that no block of a store was written to before its ``Copied`` came: now lookups may find them.
+
+        Fire and forget. A store that is never committed is never found.
+        """
+        ...
+
     def abort(self, key: int) -> None:
-        """Asks to stop a transfer. Its ``TransferDone`` still follows, once."""
+        """Asks to stop a transfer, a load or a store. Its answer still follows, once."""
         ...

@@ -8,23 +8,42 @@ from typing import Any
 from kvferry.client import (
     AttachSpec,
     Connected,
+    Copied,
     Disconnected,
     Event,
+    Found,
     Granted,
     GroupBlocks,
     LeaseEnded,
+    Loaded,
     Refused,
     SchedulerClient,
+    TierBlocks,
+    TierChanged,
+    TierStore,
     TransferDone,
     WorkerClient,
 )
 
+
+def _found(key: int, request_id: str, held: Sequence[int], on_disk: Sequence[int], failure: str | None) -> Found:
+    return Found(key, request_id, tuple(held), tuple(on_disk), failure)
+
+
+def _tier_changed(tier: str, stored: Sequence[tuple[int, bytes]], removed: Sequence[tuple[int, bytes]]) -> TierChanged:
+    return TierChanged(tier, tuple(stored), tuple(removed))
+
+
 # One for each kind of tuple that ``_native.Client.poll`` makes; the rest of a tuple are the value's fields, in order.
 _EVENTS: dict[str, Callable[..., Event]] = {
     "connected": Connected,
+    "copied": Copied,
     "disconnected": Disconnected,
+    "found": _found,
     "lease_ended": LeaseEnded,
+    "loaded": Loaded,
     "refused": Refused,
+    "tier_changed": _tier_changed,
     "transfer_done": TransferDone,
 }
 
@@ -62,6 +81,15 @@ class _NativeClient:
     def relinquish(self, ticket: str) -> None:
         self._client.relinquish(ticket)
 
+    def lookup(self, request_id: str, groups: Sequence[Sequence[bytes]], tenant: bytes) -> int:
+        return int(self._client.lookup(request_id, groups, tenant))
+
+    def forget(self, key: int) -> None:
+        self._client.forget(key)
+
+    def clear(self) -> None:
+        self._client.clear()
+
     def attach(self, spec: AttachSpec) -> None:
         layout = spec.layout
         groups = [
@@ -95,6 +123,17 @@ class _NativeClient:
     ) -> int:
         wanted = [(group.positions, group.targets) for group in groups]
         return int(self._client.redeem(request_id, ticket, wanted, deadline_ms, binding))
+
+    def load(self, request_id: str, claim: int, groups: Sequence[TierBlocks], deadline_ms: int) -> int:
+        wanted = [(group.hashes, group.blocks) for group in groups]
+        return int(self._client.load(request_id, claim, wanted, deadline_ms))
+
+    def store(self, request_id: str, groups: Sequence[TierStore], tenant: bytes) -> int:
+        kept = [(group.parent, group.hashes, group.blocks) for group in groups]
+        return int(self._client.store(request_id, kept, tenant))
+
+    def commit(self, key: int) -> None:
+        self._client.commit(key)
 
     def abort(self, key: int) -> None:
         self._client.abort(key)

@@ -81,7 +81,7 @@ class Engine:
             while running in self.running and not self.compute(running):
                 # Out of blocks: the last one in makes room, as in vLLM.
                 self.preempt(self.running[-1])
-        return [(running, running.epoch) for running in self.running], self.side.build_connector_meta()
+        return [(running, running.epoch) for running in self.running], self.side.build_connector_meta(None)
 
     def promote(self, waiting):
         if waiting.request_id not in self.finished_recving:

@@ -157,7 +157,9 @@ def test_a_transfer_from_hook_to_hook(clients):
     worker.clear_connector_metadata()
     assert worker.get_transfer_results(set()).finished_recving == {"d"}
     assert worker.get_block_ids_with_load_errors() == set()
-    prefiller.update_connector_output(SimpleNamespace(finished_recving={"d"}))
+    prefiller.update_connector_output(
+        SimpleNamespace(finished_recving={"d"}, failed_recving=set(), kv_connector_worker_meta=None)
+    )
     assert prefiller._scheduler._loading == {}
 
 

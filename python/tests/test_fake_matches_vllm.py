@@ -9,9 +9,11 @@ import pytest
 
 FAKE = pathlib.Path(__file__).resolve().parent / "fake_vllm"
 MODULES = {
+    "vllm.distributed.kv_events",
     "vllm.distributed.kv_transfer.kv_connector.utils",
     "vllm.distributed.kv_transfer.kv_connector.v1.base",
     "vllm.platforms",
+    "vllm.v1.core.kv_cache_utils",
     "vllm.v1.metrics.cache_hit_source",
 }
 

@@ -15,12 +15,12 @@ def test_a_load_is_matched_ordered_and_cleared():
         assert rig.side.get_num_new_matched_tokens(decode, 0) == (99, True)
     rig.side.update_state_after_alloc(decode, blocks([11, 12, 13, 14, 15, 16, 17]), 99)
     assert decode.kv_transfer_params["do_remote_prefill"] is False
-    meta = rig.side.build_connector_meta()
+    meta = rig.side.build_connector_meta(None)
     # Bound to this prompt: the holder compares it with what the ticket's blocks were computed from.
     binding = bytes.fromhex(decode.kv_transfer_params["kvferry"]["digest"])
     order = LoadOrder("d", "ticket-1", (GroupBlocks(tuple(range(7)), (11, 12, 13, 14, 15, 16, 17)),), binding)
     assert meta.loads == [order] and len(binding) == 32
-    assert rig.side.build_connector_meta().loads == []
+    assert rig.side.build_connector_meta(None).loads == []
     # After the load (or its failure, or a preemption) vLLM asks again.
     assert rig.side.get_num_new_matched_tokens(decode, 0) == (0, False)
     rig.side.update_state_after_alloc(decode, blocks([11, 12, 13, 14, 15, 16, 17]), 0)
@@ -32,7 +32,7 @@ def test_locally_cached_blocks_are_left_out():
     decode = rig.decode()
     assert rig.side.get_num_new_matched_tokens(decode, 48) == (51, True)
     rig.side.update_state_after_alloc(decode, blocks([-11, -12, -13, 14, 15, 16, 17]), 51)
-    (order,) = rig.side.build_connector_meta().loads
+    (order,) = rig.side.build_connector_meta(None).loads
     assert order.groups == (GroupBlocks((3, 4, 5, 6), (14, 15, 16, 17)),)
 
 
@@ -41,7 +41,7 @@ def test_the_last_token_s_block_is_not_fetched_for_it_alone():
     decode = rig.decode(tokens=97)
     assert rig.side.get_num_new_matched_tokens(decode, 0) == (96, True)
     rig.side.update_state_after_alloc(decode, blocks(range(11, 17)), 96)
-    (order,) = rig.side.build_connector_meta().loads
+    (order,) = rig.side.build_connector_meta(None).loads
     assert order.groups[0].positions == tuple(range(6))
 
 
@@ -85,7 +85,7 @@ def test_sliding_windows_fetch_their_window_alone():
     decode = rig.decode(tokens=100)
     assert rig.side.get_num_new_matched_tokens(decode, 0) == (99, True)
     rig.side.update_state_after_alloc(decode, blocks(range(11, 18), [0, 0, 0, 0, 25, 26, 27]), 99)
-    (order,) = rig.side.build_connector_meta().loads
+    (order,) = rig.side.build_connector_meta(None).loads
     assert order.groups == (
         GroupBlocks(tuple(range(7)), tuple(range(11, 18))),
         GroupBlocks((4, 5, 6), (25, 26, 27)),
@@ -114,7 +114,7 @@ def test_a_load_that_cannot_be_ordered_is_reported_lost(given, why):
     decode = rig.decode()
     rig.side.get_num_new_matched_tokens(decode, 0)
     rig.side.update_state_after_alloc(decode, blocks(given), 99)
-    meta = rig.side.build_connector_meta()
+    meta = rig.side.build_connector_meta(None)
     assert (meta.loads, meta.lost) == ([], ["d"]), why
 
 
@@ -122,7 +122,7 @@ def test_external_tokens_that_were_never_offered_are_reported_lost():
     rig = Rig()
     decode = rig.decode(kvferry=None)
     rig.side.update_state_after_alloc(decode, blocks(range(1, 8)), 99)
-    assert rig.side.build_connector_meta().lost == ["d"]
+    assert rig.side.build_connector_meta(None).lost == ["d"]
 
 
 @pytest.mark.parametrize("missing", ["kvferry", "remote_num_tokens", "remote_block_ids"])
@@ -164,26 +164,26 @@ def loading(rig, request_id="d", **changes):
 def test_an_abort_during_the_load_stops_it():
     rig = Rig()
     decode = loading(rig)
-    rig.side.build_connector_meta()
+    rig.side.build_connector_meta(None)
     rig.side.request_finished(decode, ([1],))
-    assert rig.side.build_connector_meta().aborts == ["d"]
+    assert rig.side.build_connector_meta(None).aborts == ["d"]
     assert rig.client.relinquished == []
 
 
 def test_an_abort_before_the_order_left_reports_it_lost():
     rig = Rig()
     rig.side.request_finished(loading(rig), ([1],))
-    meta = rig.side.build_connector_meta()
+    meta = rig.side.build_connector_meta(None)
     assert (meta.loads, meta.lost, meta.aborts) == ([], ["d"], [])
 
 
 def test_an_abort_after_the_load_says_nothing():
     rig = Rig()
     decode = loading(rig)
-    rig.side.build_connector_meta()
+    rig.side.build_connector_meta(None)
     rig.side.loads_over({"d"})
     rig.side.request_finished(decode, ([1],))
-    meta = rig.side.build_connector_meta()
+    meta = rig.side.build_connector_meta(None)
     assert (meta.aborts, meta.lost) == ([], [])
     rig.side.loads_over(None)
 
@@ -225,7 +225,7 @@ def test_a_client_that_fails_does_not_fail_the_engine():
     rig.client.errors["relinquish"] = OSError("broken")
     rig.side.request_finished(rig.decode(), ([],))
     rig.client.events.append(Refused("another version"))
-    rig.side.build_connector_meta()
+    rig.side.build_connector_meta(None)
 
 
 def test_prefill_and_decode_on_one_request():
@@ -233,7 +233,7 @@ def test_prefill_and_decode_on_one_request():
     both = request("b", 100, {**rig.offer(100), "do_remote_decode": True})
     assert rig.side.get_num_new_matched_tokens(both, 0) == (99, True)
     rig.side.update_state_after_alloc(both, blocks(range(1, 8)), 99)
-    rig.side.build_connector_meta()
+    rig.side.build_connector_meta(None)
     rig.side.loads_over({"b"})
     both.status, both.num_computed_tokens = Status.FINISHED_LENGTH_CAPPED, 100
     kept, params = rig.side.request_finished(both, (list(range(1, 8)),))

@@ -66,11 +66,11 @@ def test_a_lease_ends_once_and_only_for_its_own_number_and_epoch():
     rig = Rig()
     rig.prefill()
     rig.client.events += [LeaseEnded(9, "p", 7, ""), LeaseEnded(1, "p", 8, ""), LeaseEnded(1, "q", 7, "")]
-    assert rig.side.build_connector_meta().released == []
+    assert rig.side.build_connector_meta(None).released == []
     rig.client.end_lease(1, "p")
     rig.client.end_lease(1, "p")
-    assert rig.side.build_connector_meta().released == ["p"]
-    assert rig.side.build_connector_meta().released == []
+    assert rig.side.build_connector_meta(None).released == ["p"]
+    assert rig.side.build_connector_meta(None).released == []
 
 
 def test_blocks_come_back_at_the_deadline_when_the_daemon_is_gone():
@@ -79,11 +79,11 @@ def test_blocks_come_back_at_the_deadline_when_the_daemon_is_gone():
     rig.client.connected = False
     rig.client.events.append(Disconnected())
     rig.clock.now += 30.5
-    assert rig.side.build_connector_meta().released == []
+    assert rig.side.build_connector_meta(None).released == []
     rig.clock.now += 1
-    assert rig.side.build_connector_meta().released == ["p"]
+    assert rig.side.build_connector_meta(None).released == ["p"]
     rig.client.end_lease(1, "p")
-    assert rig.side.build_connector_meta().released == []
+    assert rig.side.build_connector_meta(None).released == []
 
 
 def test_a_grant_that_times_out_costs_once():
@@ -103,7 +103,7 @@ def test_grants_resume_when_the_daemon_is_back():
     rig.prefill("a")
     del rig.client.errors["grant"]
     rig.client.events.append(Connected(8))
-    rig.side.build_connector_meta()
+    rig.side.build_connector_meta(None)
     assert rig.prefill("b")[0]
 
 
@@ -128,4 +128,4 @@ def test_bugs_below_us_cost_a_recompute(error):
     rig.client.errors["grant"] = error
     assert rig.prefill() == (False, None)
     rig.client.errors["poll"] = error
-    rig.side.build_connector_meta()
+    rig.side.build_connector_meta(None)

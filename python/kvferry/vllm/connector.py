@@ -6,6 +6,7 @@ vLLM expects of each hook, and why the halves answer as they do, is in scheduler
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
     SupportsHMA,
 )
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
@@ -23,8 +25,9 @@ from kvferry import native
 from kvferry.client import AttachSpec
 from kvferry.vllm import settings
 from kvferry.vllm.complaints import logger
-from kvferry.vllm.groups import UnsupportedError, group_shapes, transferred_groups
-from kvferry.vllm.metadata import KVFerryHandshake
+from kvferry.vllm.groups import GroupShape, UnsupportedError, group_shapes, transferred_groups
+from kvferry.vllm.hashes import why_no_hashes
+from kvferry.vllm.metadata import ClearedReport, KVFerryHandshake
 from kvferry.vllm.params import EngineFacts
 from kvferry.vllm.scheduler import SchedulerSide
 from kvferry.vllm.worker import WorkerSide
@@ -78,9 +81,33 @@ class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
                 transfer.kv_load_failure_policy,
             )
         client = native.start_scheduler(self._settings.socket, transfer.engine_id, self._settings.reply_timeout_ms)
-        side = SchedulerSide(self._settings, client, groups, engine)
+        side = SchedulerSide(
+            self._settings,
+            client,
+            groups,
+            engine,
+            hash_block_size=self._hash_block_size(groups) if self._settings.tier and groups else None,
+            tells_changes=self._publishes_events(),
+        )
         side.refusal = refusal
         return side
+
+    def _hash_block_size(self, groups: tuple[GroupShape, ...]) -> int | None:
+        """How many tokens one of vLLM's block hashes stands for; None: blocks have no names, so none are kept."""
+        reason = why_no_hashes(self._config.cache_config)
+        if reason is None:
+            from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+
+            _, size = resolve_kv_cache_block_sizes(self._cache, self._config)
+            if not any(group.block_size % size for group in groups):
+                return int(size)
+            reason = f"hashes of {size} tokens do not fit its blocks"
+        logger.warning("kvferry: no blocks are kept in the daemon's tiers: %s", reason)
+        return None
+
+    def _publishes_events(self) -> bool:
+        events = getattr(self._config, "kv_events_config", None)
+        return bool(events is not None and events.enable_kv_cache_events)
 
     def _start_worker(self, transfer: Any) -> WorkerSide:
         client = native.start_worker(self._settings.socket, transfer.engine_id, self._settings.reply_timeout_ms)
@@ -150,6 +177,11 @@ class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
         """Tells the scheduler's half whether this rank's memory is shared."""
         return KVFerryHandshake(self._refusal)
 
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """A step begins, and has written nothing yet: see stores.py."""
+        if self._worker is not None:
+            self._worker.begin_step(kv_connector_metadata)
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Passes the step's orders on; waits for nothing."""
         if self._worker is not None and self.has_connector_metadata():
@@ -159,10 +191,16 @@ class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
         """Loads are whole before their request runs."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any) -> None:
-        """Blocks are read where they are."""
+        """Blocks are read where they are, when they are whole."""
 
     def wait_for_save(self) -> None:
-        """Nothing is saved."""
+        """The step's forward pass is over: what it made whole may be copied. Waits for nothing."""
+        if self._worker is not None:
+            self._worker.end_step()
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        """Tells the scheduler's half that a clearing of the cache was obeyed."""
+        return ClearedReport() if self._worker is not None and self._worker.take_cleared() else None
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         """What ended since the last step."""
@@ -190,20 +228,39 @@ class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
         return tuple(index for index, _ in transferred_groups(self._cache))
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """How much of a prompt another engine holds."""
+        """How much of a prompt the local tiers and other engines hold; None: ask again."""
         return self._scheduling().get_num_new_matched_tokens(request, num_computed_tokens)
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """Orders the load of what another engine holds."""
+        """Orders the load of what the tiers and other engines hold."""
         self._scheduling().update_state_after_alloc(request, blocks, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """This step's orders for the workers."""
-        return self._scheduling().build_connector_meta()
+        return self._scheduling().build_connector_meta(scheduler_output)
 
     def update_connector_output(self, connector_output: Any) -> None:
         """Hears which loads all workers have reported."""
-        self._scheduling().loads_over(connector_output.finished_recving)
+        side = self._scheduling()
+        side.loads_over(connector_output.finished_recving, connector_output.failed_recving)
+        side.workers_said(connector_output.kv_connector_worker_meta)
+
+    def get_external_cache_hit_sources(self, request: Any, num_external_tokens: int) -> dict[CacheHitSource, int]:
+        """Where the tokens of the load that was ordered just now come from."""
+        sources = (CacheHitSource.HOST, CacheHitSource.DISK, CacheHitSource.P2P)
+        counts = dict(zip(sources, self._scheduling().hits, strict=True))
+        if sum(counts.values()) != num_external_tokens:
+            return {CacheHitSource.EXTERNAL_UNSPECIFIED: num_external_tokens} if num_external_tokens else {}
+        return {source: count for source, count in counts.items() if count}
+
+    def take_events(self) -> Iterable[Any]:
+        """What came into the node's tiers and left them, as KV events."""
+        changes = self._scheduling().tiers.take_changes()
+        if not changes:
+            return ()
+        from kvferry.vllm.tier_events import as_kv_events
+
+        return as_kv_events(changes)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """As below, for models of one group."""
@@ -212,12 +269,12 @@ class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Leases a finished prefill's blocks out."""
+        """Leases a finished prefill's blocks out, and holds what is being copied."""
         return self._scheduling().request_finished(request, block_ids)
 
     def reset_cache(self) -> bool | None:
-        """Nothing is kept beyond the leases of requests."""
-        return True
+        """Nothing computed so far may be found again; the weights may have changed."""
+        return self._scheduling().reset_cache()
 
     def _scheduling(self) -> SchedulerSide:
         if self._scheduler is None:

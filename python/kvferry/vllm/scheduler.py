@@ -1,4 +1,4 @@
-"""The scheduler's half of the connector: grants leases on finished prefills and orders loads for decodes.
+"""The scheduler's half of the connector: grants leases on finished prefills, orders loads and stores.
 
 ::
 
@@ -6,6 +6,8 @@
        client.poll -> LeaseEnded -> metadata.released -> worker reports finished_sending -> vLLM frees them
     D  get_num_new_matched_tokens -> (count, True) -> update_state_after_alloc -> metadata.loads -> worker redeems
        worker reports finished_recving (and failed_recving) -> vLLM decodes (or computes)
+all    the local tiers are asked about every prompt, and given every block: tiers.py. A load takes from another engine
+       only what no local tier has.
 
 Whatever fails, the request is computed here: no hook raises, and none waits but ``request_finished``, for at most the
 reply timeout, and not again before the daemon has been heard of.
@@ -23,8 +25,10 @@ What vLLM 0.32 does around the hooks, read in its source; the limits of this fil
   comes in ``finished_recving`` (``finish_requests``: ``delay_free_blocks``). A load that was ordered must therefore be
   reported once, whatever happened to its request; ids that vLLM does not know kill the engine.
 * Such a request cannot be preempted: only RUNNING ones can (``_preempt_request``). One that is preempted later comes
-  back with ``num_computed_tokens`` 0 and asks ``get_num_new_matched_tokens`` again, which must then answer (0, False):
-  ``do_remote_prefill`` has been cleared in its parameters.
+  back with ``num_computed_tokens`` 0 and asks ``get_num_new_matched_tokens`` again. Its ticket is used up by then
+  (``do_remote_prefill`` has been cleared in its parameters); the local tiers may be asked again.
+* ``update_state_after_alloc`` is called for every request that gets blocks, and again without external tokens when one
+  goes on after its load. Only the first call follows a question in the same ``schedule()``.
 * A failed load must be in ``failed_recving`` and in ``finished_recving``. Under the policy "recompute" the request's
   blocks are freed, it is scheduled again from 0 computed tokens, and ``get_num_new_matched_tokens`` is called again.
   Under "fail" it ends as FINISHED_ERROR, by way of ``request_finished`` and before ``update_connector_output``.
@@ -41,14 +45,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvferry.client import ClientError, Connected, GroupBlocks, LeaseEnded, Refused, RefusedError, SchedulerClient
+from kvferry.client import (
+    ClientError,
+    Connected,
+    LeaseEnded,
+    Refused,
+    RefusedError,
+    SchedulerClient,
+)
 from kvferry.vllm import params as parameters
 from kvferry.vllm.complaints import Complaints
 from kvferry.vllm.groups import GroupShape
-from kvferry.vllm.metadata import KVFerryMetadata, LoadOrder
+from kvferry.vllm.load_orders import Candidate, count_hits, load_order
+from kvferry.vllm.metadata import ClearedReport, KVFerryMetadata
 from kvferry.vllm.params import EngineFacts, MalformedError, Offer
 from kvferry.vllm.prompt import prompt_digest
 from kvferry.vllm.settings import Settings
+from kvferry.vllm.tiers import Tiers
 
 # A prefill ends with one of these when its KV is whole. By name, so that this file does not need vLLM's enum.
 _WHOLE = ("FINISHED_LENGTH_CAPPED", "FINISHED_STOPPED")
@@ -68,16 +81,6 @@ class _Held:
     release_at: float
 
 
-@dataclass
-class _Candidate:
-    """A decode request that has not been given blocks yet."""
-
-    # None: its parameters are no use.
-    offer: Offer | None
-    # Tokens found in this engine's own cache when it was last asked about.
-    local_tokens: int = 0
-
-
 class SchedulerSide:
     """All state is about requests that vLLM has not forgotten: see the single uses of each map."""
 
@@ -88,6 +91,8 @@ class SchedulerSide:
         groups: tuple[GroupShape, ...],
         engine: EngineFacts,
         clock: Callable[[], float] = time.monotonic,
+        hash_block_size: int | None = None,
+        tells_changes: bool = False,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -102,16 +107,32 @@ class SchedulerSide:
         # P: leases, by request. In at request_finished, out at the lease's end.
         self._held: dict[str, _Held] = {}
         # D: requests not yet scheduled. In when first asked about, out at allocation or at the request's end.
-        self._candidates: dict[str, _Candidate] = {}
+        self._candidates: dict[str, Candidate] = {}
         # D: tickets being loaded, by request. In at allocation, out when vLLM hears that the load is over.
         self._loading: dict[str, str] = {}
+        # Where the tokens of the last ordered load come from: host, disk, another engine.
+        self.hits = (0, 0, 0)
         # Orders of this step, drained by build_connector_meta.
         self._orders = KVFerryMetadata()
+        timeout_ms = settings.reply_timeout_ms
+        self.tiers = Tiers(client, groups, hash_block_size, timeout_ms, self._complaints, clock, tells_changes)
 
     # -- P: a prefill ends ------------------------------------------------------------------------------------------
 
     def request_finished(self, request: Any, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
-        """vLLM is done with a request. True: its blocks stay until the lease ends."""
+        """vLLM is done with a request. True: its blocks stay until the lease ends and what is stored is copied."""
+        kept, answer = self._finish(request, block_ids)
+        try:
+            is_whole = request.status.name in _WHOLE
+            if self.tiers.finished(request, block_ids, is_whole and self.refusal is None) and not kept:
+                # Nobody else needs them: they may go as soon as the workers see the copies done.
+                self._orders.released.append(request.request_id)
+                kept = True
+        except Exception as error:
+            self._complaints.warn("store bug", "kvferry: failed to keep %s: %r", request.request_id, error)
+        return kept, answer
+
+    def _finish(self, request: Any, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
         request_id = request.request_id
         params = request.kv_transfer_params
         self._candidates.pop(request_id, None)
@@ -164,22 +185,32 @@ class SchedulerSide:
 
     # -- D: a decode begins -----------------------------------------------------------------------------------------
 
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
-        """How many tokens another engine holds beyond the local ones. May be asked every step; decides nothing."""
-        params = request.kv_transfer_params
-        if not parameters.wants_prefill(params) or self.refusal is not None or not self._client.is_connected():
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """How many tokens others hold beyond the engine's own. May be asked every step; None: not known yet."""
+        if self.refusal is not None:
             return 0, False
-        candidate = self._candidates.get(request.request_id)
-        if candidate is None:
-            candidate = _Candidate(self._read_offer(request))
-            self._candidates[request.request_id] = candidate
-        if candidate.offer is None:
+        candidate = self._candidates.setdefault(request.request_id, Candidate())
+        candidate.local_tokens = candidate.near_tokens = num_computed_tokens
+        if not self._client.is_connected():
             return 0, False
-        candidate.local_tokens = num_computed_tokens
-        total = min(candidate.offer.token_count, request.num_prompt_tokens - 1)
-        if total <= num_computed_tokens or not self._is_held(candidate.offer, num_computed_tokens, total):
-            return 0, False
-        return total - num_computed_tokens, True
+        if not candidate.is_read and parameters.wants_prefill(request.kv_transfer_params):
+            candidate.offer, candidate.is_read = self._read_offer(request), True
+        in_tiers = self._ask_tiers(request)
+        if in_tiers is None:
+            return None, False
+        end = near = candidate.near_tokens = max(num_computed_tokens, in_tiers)
+        if candidate.offer is not None:
+            total = min(candidate.offer.token_count, request.num_prompt_tokens - 1)
+            if total > near and self._is_held(candidate.offer, near, total):
+                end = total
+        return end - num_computed_tokens, end > num_computed_tokens
+
+    def _ask_tiers(self, request: Any) -> int | None:
+        try:
+            return self.tiers.tokens(request, self._hear)
+        except Exception as error:
+            self._complaints.warn("lookup bug", "kvferry: nothing is loaded for %s: %r", request.request_id, error)
+            return 0
 
     def _read_offer(self, request: Any) -> Offer | None:
         request_id = request.request_id
@@ -210,49 +241,38 @@ class SchedulerSide:
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         """vLLM gave the request its blocks; with external tokens it is now parked until the load is reported."""
         params = request.kv_transfer_params
-        if not parameters.wants_prefill(params):
-            return
-        # One load a request: later calls for it, after a failure or a preemption, find nothing to fetch.
-        params["do_remote_prefill"] = False
         request_id = request.request_id
         candidate = self._candidates.pop(request_id, None)
-        ticket = parameters.find_ticket(params)
-        if num_external_tokens <= 0:
+        ticket = None
+        if parameters.wants_prefill(params):
+            # One load a ticket: later calls for it, after a failure or a preemption, find nothing to fetch.
+            params["do_remote_prefill"] = False
+            ticket = parameters.find_ticket(params)
+        loads = num_external_tokens > 0
+        from_tiers = loads and candidate is not None and candidate.near_tokens > candidate.local_tokens
+        # Without a candidate it goes on after a load.
+        claim = self.tiers.admitted(request, from_tiers) if candidate is not None else None
+        if not loads:
             # All of it is here already, or it is of no use; P need not wait.
             self._relinquish(ticket)
             return
         self._loading[request_id] = ticket or ""
+        self.tiers.load_into(blocks)
+        self.hits = (0, 0, 0)
         try:
-            order = self._load_order(request_id, candidate, blocks, num_external_tokens)
+            if candidate is None:
+                raise LookupError("it was never matched")
+            order = load_order(self._groups, self.tiers, request, candidate, blocks, num_external_tokens, claim)
+            self.hits = count_hits(self._groups, candidate, num_external_tokens, claim)
         except Exception as error:
             self._complaints.warn("load order", "kvferry: %s is computed here, no load: %r", request_id, error)
             self._orders.lost.append(request_id)
             return
+        if order.ticket is None:
+            # The tiers have all of it.
+            self._loading[request_id] = ""
+            self._relinquish(ticket)
         self._orders.loads.append(order)
-
-    def _load_order(
-        self, request_id: str, candidate: _Candidate | None, blocks: Any, num_external_tokens: int
-    ) -> LoadOrder:
-        if candidate is None or candidate.offer is None:
-            raise LookupError("it was never matched")
-        local, total = candidate.local_tokens, candidate.local_tokens + num_external_tokens
-        groups = []
-        for group, held in zip(self._groups, candidate.offer.groups, strict=True):
-            listed = blocks.blocks[group.group_id]
-            positions = [
-                position
-                for position in range(local // group.block_size, group.block_count(total))
-                if not listed[position].is_null
-            ]
-            for position in positions:
-                if not held.first <= position < held.count:
-                    raise LookupError(f"P does not hold block {position} of group {group.group_id}")
-                if listed[position].block_hash is not None:
-                    raise LookupError(f"block {position} of group {group.group_id} is shared with other requests")
-            targets = tuple(listed[position].block_id for position in positions)
-            groups.append(GroupBlocks(tuple(positions), targets))
-        # Our own prompt's digest: the holder compares it with what the ticket's blocks were computed from.
-        return LoadOrder(request_id, candidate.offer.ticket, tuple(groups), bytes.fromhex(candidate.offer.digest))
 
     def _stop_loading(self, request_id: str) -> None:
         """The request ended while its load is out; the report still has to come."""
@@ -261,19 +281,27 @@ class SchedulerSide:
                 # Not sent yet, so there is nothing to stop.
                 self._orders.loads.remove(order)
                 self._orders.lost.append(request_id)
+                if order.tier is not None:
+                    self.tiers.give_back(order.tier.claim)
                 return
         if request_id not in self._orders.lost:
             self._orders.aborts.append(request_id)
 
     # -- every step -------------------------------------------------------------------------------------------------
 
-    def build_connector_meta(self) -> KVFerryMetadata:
+    def build_connector_meta(self, scheduler_output: Any) -> KVFerryMetadata:
         """Drains what has gathered since the last step."""
         self._hear()
         now = self._clock()
         for request_id in [request_id for request_id, held in self._held.items() if held.release_at <= now]:
             # The daemon is gone or hangs. It reads nothing beyond the lease's deadline, which has passed.
             self._release(request_id)
+        try:
+            self.tiers.step(scheduler_output, self._orders)
+        except Exception as error:
+            # Without knowing what this step writes, nothing that is under way may be vouched for.
+            self._complaints.warn("step bug", "kvferry: what is not kept yet is lost: %r", error)
+            self._orders.stores, self._orders.loses_all = [], True
         orders, self._orders = self._orders, KVFerryMetadata()
         self._step += 1
         orders.step = self._step
@@ -286,6 +314,7 @@ class SchedulerSide:
             self._complaints.warn("poll", "kvferry: failed to hear from the daemon: %r", error)
             return
         for event in events:
+            self.tiers.heard(event)
             if isinstance(event, Connected):
                 self._grants_paused_until = 0.0
             elif isinstance(event, LeaseEnded):
@@ -299,10 +328,22 @@ class SchedulerSide:
         del self._held[request_id]
         self._orders.released.append(request_id)
 
-    def loads_over(self, request_ids: set[str] | None) -> None:
+    def loads_over(self, request_ids: set[str] | None, failed: set[str] | None = None) -> None:
         """vLLM heard from all ranks that these loads are over, well or badly."""
         for request_id in request_ids or ():
             self._loading.pop(request_id, None)
+        for request_id in failed or ():
+            self.tiers.load_failed(request_id)
+
+    def workers_said(self, report: object) -> None:
+        """What the workers answered to a step's orders, beside finished requests."""
+        if isinstance(report, ClearedReport):
+            self.tiers.workers_cleared()
+
+    def reset_cache(self) -> bool:
+        """Nothing computed so far may be found again."""
+        self.tiers.clear()
+        return True
 
     def _relinquish(self, ticket: str | None) -> None:
         # Another request may be loading on the same ticket (n > 1, a retry): ending its lease would fail that load.

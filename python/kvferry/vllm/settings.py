@@ -20,6 +20,8 @@ class Settings:
     reply_timeout_ms: int = 200
     # How long one load may take before it is called off and computed here, in milliseconds. 100 to 600,000.
     transfer_deadline_ms: int = 20_000
+    # Whether blocks are kept in the daemon's tiers and loaded from them. Nothing happens where the daemon has none.
+    tier: bool = True
 
 
 _BOUNDS = {
@@ -54,4 +56,7 @@ def parse(extra_config: Mapping[str, object] | None) -> Settings:
                 f"from {low} to {high}, not {value!r}"
             )
         numbers[name] = value
-    return Settings(socket=socket, **numbers)
+    tier = written.get("tier", Settings.tier)
+    if not isinstance(tier, bool):
+        raise ValueError(f"kv_connector_extra_config tier must be true or false, not {tier!r}")
+    return Settings(socket=socket, tier=tier, **numbers)

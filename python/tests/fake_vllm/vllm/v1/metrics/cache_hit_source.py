@@ -4,4 +4,7 @@ from enum import Enum
 
 
 class CacheHitSource(str, Enum):
+    HOST = "host"
     P2P = "p2p"
+    DISK = "disk"
+    EXTERNAL_UNSPECIFIED = "external_unspecified"

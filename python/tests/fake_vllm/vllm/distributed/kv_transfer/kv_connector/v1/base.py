@@ -31,6 +31,12 @@ class KVConnectorMetadata(ABC):
     pass
 
 
+class KVConnectorWorkerMetadata(ABC):
+    @abstractmethod
+    def aggregate(self, other):
+        pass
+
+
 class KVConnectorBase_V1(ABC):
     @property
     def requires_kv_delivery(self):
@@ -93,6 +99,9 @@ class KVConnectorBase_V1(ABC):
     def get_block_ids_with_load_errors(self):
         return set()
 
+    def build_connector_worker_meta(self):
+        return None
+
     def shutdown(self):
         return None
 
@@ -105,6 +114,9 @@ class KVConnectorBase_V1(ABC):
     @abstractmethod
     def get_num_new_matched_tokens(self, request, num_computed_tokens):
         pass
+
+    def get_external_cache_hit_sources(self, request, num_external_tokens):
+        return {}
 
     @abstractmethod
     def update_state_after_alloc(self, request, blocks, num_external_tokens):
@@ -131,6 +143,9 @@ class KVConnectorBase_V1(ABC):
 
     def set_xfer_handshake_metadata_pp_aware(self, metadata):
         return None
+
+    def take_events(self):
+        return ()
 
     def reset_cache(self):
         return None

@@ -1,0 +1,82 @@
+"""The names of blocks: vLLM's own hashes, cut to the groups' block sizes and brought to the daemon's 32 bytes.
+
+::
+
+    request.block_hashes (one each hash_block_size tokens) -> of_group -> 32 bytes each -> lookup, load, store
+    TierChanged -> as_vllm -> KV events
+
+A hash covers all tokens before it, LoRA, images and salt (``hash_block_tokens`` in ``v1/core/kv_cache_utils.py``), and
+the chain begins with a seed. So engines whose algorithm or seed differ name equal blocks differently and find nothing
+of each other's: neither has to be in the fingerprint, which decides about P/D too, where hashes play no part. A chain
+whose seed is random for each process is of no use in a tier that outlives it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from kvferry.vllm.groups import GroupShape
+
+HASH_BYTES = 32
+# As vLLM's _NON_CRYPTO_HASH_FUNCTIONS, by the names of --prefix-caching-hash-algo.
+_RANDOMLY_SEEDED = ("xxhash", "xxhash_cbor")
+
+
+def why_no_hashes(cache_config: Any) -> str | None:
+    """Why this engine's blocks have no names that last; None: they have."""
+    if not getattr(cache_config, "enable_prefix_caching", False):
+        return "prefix caching is off, so vLLM names no blocks"
+    algorithm = getattr(cache_config, "prefix_caching_hash_algo", "")
+    if algorithm in _RANDOMLY_SEEDED and os.environ.get("PYTHONHASHSEED") is None:
+        return f"{algorithm} is seeded at random in each process unless PYTHONHASHSEED is set"
+    return None
+
+
+def as_daemon(block_hash: bytes) -> bytes:
+    """The daemon's 32 bytes for a hash; shorter ones are filled up, as ``as_vllm`` undoes."""
+    if len(block_hash) > HASH_BYTES:
+        return hashlib.sha256(block_hash).digest()
+    return bytes(block_hash).ljust(HASH_BYTES, b"\0")
+
+
+def as_vllm(name: bytes, length: int) -> bytes:
+    """The hash that ``as_daemon`` made a name of, ``length`` bytes of it."""
+    return name[:length]
+
+
+def tenant_of(request: Any) -> bytes:
+    """Who may find this request's blocks. The salt is in the hashes too; the daemon need not trust those alone."""
+    salt = getattr(request, "cache_salt", None)
+    return hashlib.sha256(str(salt).encode()).digest() if salt else b""
+
+
+class BlockNames:
+    """The names of a request's blocks in each group."""
+
+    def __init__(self, groups: tuple[GroupShape, ...], hash_block_size: int) -> None:
+        self._groups = groups
+        self._hash_block_size = hash_block_size
+        # How long vLLM's hashes are; known from the first one on.
+        self.hash_length = HASH_BYTES
+
+    def count(self, request: Any, group: GroupShape) -> int:
+        """How many full blocks of the group have a hash."""
+        return len(request.block_hashes) // (group.block_size // self._hash_block_size)
+
+    def of_group(self, request: Any, group: GroupShape, first: int, end: int) -> tuple[bytes, ...]:
+        """The names of the blocks at positions ``first`` to ``end``.
+
+        As vLLM's ``BlockHashListWithBlockSize``: the last hash inside a larger block covers all of it.
+        """
+        hashes: Sequence[bytes] = request.block_hashes
+        scale = group.block_size // self._hash_block_size
+        if hashes:
+            self.hash_length = min(len(hashes[0]), HASH_BYTES)
+        return tuple(as_daemon(hashes[(position + 1) * scale - 1]) for position in range(first, end))
+
+    def of_all(self, request: Any) -> list[tuple[bytes, ...]]:
+        """The names of all full blocks, for each group."""
+        return [self.of_group(request, group, 0, self.count(request, group)) for group in self._groups]
