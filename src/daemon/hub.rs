@@ -91,7 +91,6 @@ pub(crate) struct HubParts {
     pub(crate) metrics: Metrics,
     pub(crate) remembered: Remembered,
     pub(crate) scheduling: Scheduling,
-    pub(crate) meter: Meter,
     pub(crate) tiering: Option<Tiering>,
 }
 
@@ -115,7 +114,6 @@ impl Hub {
             metrics,
             remembered,
             scheduling,
-            meter,
             tiering,
         } = parts;
         let links = LinkTable::new(LinkLimits {
@@ -146,7 +144,7 @@ impl Hub {
             tiering,
             outbound,
             data,
-            meter,
+            meter: Meter::new(),
             metrics,
             finished: VecDeque::with_capacity(FINISHED_MAX),
             next_work: 1,

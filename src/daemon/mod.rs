@@ -42,7 +42,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use kvferry_core::Epoch;
 use kvferry_core::ticket::TicketKey;
-use kvferry_memory::Meter;
 use kvferry_proto::v1::peer_server::PeerServer;
 use kvferry_transport::{CopySettings, CopyTransport};
 use kvferry_transport_tcp::{TcpTransport, Threads, Tls};
@@ -146,13 +145,12 @@ impl Daemon {
             );
         }
         let (data_handle, data_thread) = data::start(clock, limits.spin, Box::new(copy), Box::new(tcp), events)?;
-        let meter = Meter::new();
         let (tier_events, tier_outbox) = mpsc::channel(TIER_EVENTS_MAX);
         let (tiering, tier_thread) = match &config.tier_host {
             None => (None, None),
             Some(host) => {
                 let works_max = config.tier_works_max();
-                let tiers = tier::open(host, works_max, limits.lease_blocks_max, &meter, clock.now())?;
+                let tiers = tier::open(host, works_max, limits.lease_blocks_max, clock.now())?;
                 let (handle, thread) = tier::thread::start(
                     clock,
                     tiers,
@@ -180,7 +178,6 @@ impl Daemon {
             metrics,
             remembered: Remembered::start(remembered),
             scheduling,
-            meter,
             tiering,
         });
 

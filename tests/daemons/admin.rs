@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use crate::support::{Daemon, PATIENCE, StandInEngine};
+use crate::support::{Daemon, DaemonOptions, PATIENCE, StandInEngine};
 
 /// Status line and body of one GET.
 fn get(daemon: &Daemon, path: &str) -> (String, String) {
@@ -19,7 +19,9 @@ fn get(daemon: &Daemon, path: &str) -> (String, String) {
 
 /// One outcome of every kind that a metric counts.
 fn busy_daemon() -> (Daemon, [StandInEngine; 2]) {
-    let daemon = Daemon::start();
+    let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let tables = format!("[tier.host]\nmib = 64\npath = {:?}", memory.path().join("arena"));
+    let daemon = Daemon::start_with(&DaemonOptions { tables, ..Default::default() });
     let prefill = StandInEngine::attach(&daemon, "P0");
     let mut decode = StandInEngine::attach(&daemon, "D0");
     let other = Daemon::start();
@@ -31,6 +33,10 @@ fn busy_daemon() -> (Daemon, [StandInEngine; 2]) {
     }
     let key = decode.redeem(&prefill.grant("r2", &[1, 2], 10_000).ticket, &[1, 2]);
     assert_eq!(decode.outcome(key), None);
+    let (stored, _) = decode.store(None, &[[1; 32]], &[1]);
+    decode.commit(stored);
+    let (claim, _) = decode.lookup(&[[1; 32]]);
+    assert_eq!(decode.load(claim, &[[1; 32]], &[2]), None);
     daemon.wait_quiet();
     (daemon, [prefill, decode])
 }

@@ -21,6 +21,7 @@ from harness.processes import Process, Stage, StageError
 START_S_MAX = 20.0
 ASK_S_MAX = 10.0
 POLL_S = 0.02
+HOST_TIER_MIB = 256
 # The daemon's whole environment. Its log's level may be given from outside.
 LOGGING = {"KVFERRY_LOG": os.environ.get("KVFERRY_LOG", "info"), "RUST_BACKTRACE": "1"}
 
@@ -57,6 +58,8 @@ class Status:
     finished: list[Transfer]
     delivered_total: int
     failed_total: int
+    # What `tiers` says: empty without a tier.
+    tiers: dict[str, int]
 
     @classmethod
     def parse(cls, document: dict[str, Any]) -> Status:
@@ -80,6 +83,7 @@ class Status:
             ],
             delivered_total=transfers["delivered_total"],
             failed_total=transfers["failed_total"],
+            tiers=document["tiers"] or {},
         )
 
     @property
@@ -118,7 +122,13 @@ class Daemon:
         assert self._process is not None
         return self._process.cpu_s()
 
-    def start(self, *, bytes_per_second_max: int | None = None, realtime_priority: int | None = None) -> None:
+    def start(
+        self,
+        *,
+        bytes_per_second_max: int | None = None,
+        realtime_priority: int | None = None,
+        host_tier: Path | None = None,
+    ) -> None:
         """Starts it and waits until it is ready. A rate holds transfers up, so that one can be caught in flight."""
         lines = [
             f'node = "{self.name}"',
@@ -131,6 +141,8 @@ class Daemon:
         ]
         limits = {"peer_bytes_per_second_max": bytes_per_second_max, "realtime_priority": realtime_priority}
         lines += ["[limits]", *(f"{name} = {value}" for name, value in limits.items() if value is not None)]
+        if host_tier is not None:
+            lines += ["[tier.host]", f'path = "{host_tier}"', f"mib = {HOST_TIER_MIB}"]
         self._config.write_text("\n".join(lines) + "\n")
         command: list[str | Path] = [self._binary, "serve", "--config", self._config]
         self._process = self._stage.start(f"daemon-{self.name}", command, LOGGING)

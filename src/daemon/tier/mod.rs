@@ -75,9 +75,9 @@ impl Tiering {
     }
 }
 
-/// Opens host memory, with what the daemon before has left there.
-pub(crate) fn open(host: &HostTier, works_max: usize, blocks_max: usize, meter: &Meter, now: Time) -> Result<Tiers> {
-    let (arena, recovery) = Arena::open(&host.path, host.bytes, host.block_bytes_max, meter)
+/// Opens host memory, with what the daemon before has left there. It is no engine's region, and not counted as one.
+pub(crate) fn open(host: &HostTier, works_max: usize, blocks_max: usize, now: Time) -> Result<Tiers> {
+    let (arena, recovery) = Arena::open(&host.path, host.bytes, host.block_bytes_max, &Meter::new())
         .with_context(|| format!("open the host tier {} (tier.host)", host.path.display()))?;
     let found = match recovery.recovered {
         Recovered::New => "new",

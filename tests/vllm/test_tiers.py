@@ -1,0 +1,138 @@
+"""Blocks that outlive engines and daemons: computed once, then loaded from host memory, with the same text and bytes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import BINARY
+from daemon import Daemon
+from harness.completions import fresh_salt
+from harness.engine import BLOCK_TOKENS, ROOT, TINY_LLAMA, Engine, EngineOptions, kvferry_connector
+from harness.processes import Stage
+from pair import ANSWER_TOKENS, BLOCKS, random_prompt
+
+# 31 full blocks and a half.
+PROMPT_TOKENS = 1_008
+
+
+class Node:
+    """One daemon with host memory, and one engine."""
+
+    def __init__(self, stage: Stage, memory: Path) -> None:
+        self.memory = memory
+        self.daemon = Daemon(stage, BINARY, "N", "127.0.0.1")
+        self.daemon.start(host_tier=memory / "arena")
+        options = EngineOptions(
+            TINY_LLAMA, "E0", BLOCKS, kvferry_connector(self.daemon.socket), forked=True, thread_count=1
+        )
+        self.engine = Engine(stage, options)
+        self.wait_attached()
+
+    def wait_attached(self) -> None:
+        self.engine.wait_ready()
+        self.daemon.wait_attached(self.engine.name)
+
+    def restart_engine(self) -> None:
+        self.engine.kill()
+        self.engine.restart()
+        self.wait_attached()
+
+    def restart_daemon(self) -> None:
+        self.daemon.kill()
+        self.daemon.start(host_tier=self.memory / "arena")
+        self.wait_attached()
+
+    def ask(self, prompt: list[int], **options: object) -> list[int]:
+        answer = self.engine.server.complete(prompt, ANSWER_TOKENS, **options)
+        assert answer.status == 200, answer.text
+        return answer.token_ids
+
+    def wait_stored(self, blocks: int) -> None:
+        self.daemon.wait_for(lambda status: status.tiers["host_blocks"] >= blocks, f"storing {blocks} blocks", 20)
+        self.daemon.wait_for(lambda status: status.tiers["stores"] == 0, "done with storing", 20)
+
+    def loaded_bytes(self) -> int:
+        return self.daemon.status().tiers["loaded_bytes_total"]
+
+    def sums(self) -> set[int]:
+        """Of all blocks of the engine."""
+        return set(self.daemon.checksums("E0", range(1, BLOCKS)))
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with (
+        Stage("tiers", ROOT / "target" / "logs") as stage,
+        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvferry-tiers-") as memory,
+    ):
+        try:
+            yield Node(stage, Path(memory))
+        finally:
+            stage.save_logs()
+
+
+def test_cold_warm_and_after_both_restarts(node: Node) -> None:
+    prompt = random_prompt(7, PROMPT_TOKENS)
+    full = PROMPT_TOKENS // BLOCK_TOKENS
+    before = node.sums()
+    cold = node.ask(prompt)
+    assert node.loaded_bytes() == 0
+    node.wait_stored(full)
+    # What a prompt's blocks hold: what came to be in the engine's memory.
+    computed = node.sums() - before
+    assert len(computed) >= full
+
+    node.restart_engine()
+    assert not computed & node.sums(), "a new engine's memory is empty"
+    loaded = node.loaded_bytes()
+    assert node.ask(prompt) == cold
+    # vLLM computes the last token itself, which is in a block of its own here.
+    assert node.loaded_bytes() - loaded == full * TINY_LLAMA.block_bytes
+    assert len(computed & node.sums()) >= full
+
+    node.restart_daemon()
+    node.restart_engine()
+    assert node.ask(prompt) == cold
+    assert node.loaded_bytes() == full * TINY_LLAMA.block_bytes, "counted from the daemon's start"
+    assert len(computed & node.sums()) >= full
+
+
+def test_a_salt_keeps_what_is_stored_to_itself(node: Node) -> None:
+    prompt = random_prompt(8, PROMPT_TOKENS)
+    cold = node.ask(prompt)
+    node.wait_stored(PROMPT_TOKENS // BLOCK_TOKENS)
+    loaded = node.loaded_bytes()
+    assert node.ask(prompt, **fresh_salt()) == cold
+    assert node.loaded_bytes() == loaded
+
+
+def test_an_answer_s_blocks_are_loaded_with_the_next_turn(node: Node) -> None:
+    prompt = random_prompt(9, 320)
+    answer = node.engine.server.complete(prompt, 100, ignore_eos=True)
+    assert answer.status == 200, answer.text
+    turn = prompt + answer.token_ids + random_prompt(10, 40)
+    # All that was computed: the last token of the answer was not.
+    full = (len(prompt) + len(answer.token_ids) - 1) // BLOCK_TOKENS
+    stored = node.daemon.status().tiers["host_blocks"]
+    assert stored >= full
+    node.restart_engine()
+    loaded = node.loaded_bytes()
+    warm = node.ask(turn)
+    assert node.loaded_bytes() - loaded == full * TINY_LLAMA.block_bytes
+    assert warm == node.ask(turn, **fresh_salt())
+
+
+def test_a_daemon_that_goes_costs_a_recompute(node: Node) -> None:
+    prompt = random_prompt(11, PROMPT_TOKENS)
+    cold = node.ask(prompt)
+    node.daemon.kill()
+    assert node.ask(prompt, **fresh_salt()) == cold
+    node.daemon.start(host_tier=node.memory / "arena")
+    node.wait_attached()
+    other = random_prompt(12, PROMPT_TOKENS)
+    stored = node.daemon.status().tiers["host_blocks"]
+    node.ask(other)
+    node.wait_stored(stored + PROMPT_TOKENS // BLOCK_TOKENS)
