@@ -12,7 +12,7 @@ from pathlib import Path
 # How long the janitor of a killed engine may take to notice and to remove its shared memory.
 ORPHAN_GRACE_S = 3.0
 POLL_S = 0.05
-SHARED_MEMORY = "/dev/shm/"
+SHARED_MEMORY = Path("/dev/shm")
 # The process that cleans up after killed ones, and ends by itself.
 JANITOR = b"multiprocessing.resource_tracker"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -25,7 +25,7 @@ class SurvivorError(Exception):
 class Session:
     def __init__(self, leader: int) -> None:
         self._leader = leader
-        # Files in /dev/shm that its processes had open. vLLM leaves some behind when it is killed, and when it is not.
+        # Files right in /dev/shm that its processes had open. vLLM leaves some behind when it is killed, and when it is not.
         self._shared_memory: set[Path] = set()
 
     def members(self) -> list[int]:
@@ -58,7 +58,8 @@ class Session:
         for pid in self.members():
             for line in _read(pid, "maps").decode(errors="replace").splitlines():
                 path = Path(line.split(maxsplit=5)[-1])
-                if SHARED_MEMORY in line and path.exists():
+                # What lies in a folder is its owner's: a daemon's host tier outlives it.
+                if path.parent == SHARED_MEMORY and path.exists():
                     self._shared_memory.add(path)
 
     def kill(self) -> None:
