@@ -9,7 +9,7 @@
 Clearing has to reach three places. The daemon forgets what was committed (``client.clear``). Steps under way may still
 commit blocks of before, so the next step's metadata tells the workers to drop theirs, and when all have, the daemon is
 told once more; until then nothing is looked up or stored. And a connection may break with the order on its way: it is
-repeated on each new one until a lookup that was sent behind it has been answered.
+repeated in front of lookups until one of them has been answered.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvferry.client import Connected, SchedulerClient, TierBlocks, TierChanged
+from kvferry.client import SchedulerClient, TierBlocks, TierChanged
 from kvferry.vllm.complaints import Complaints
 from kvferry.vllm.groups import GroupShape
 from kvferry.vllm.hashes import BlockNames, as_vllm
@@ -129,8 +129,6 @@ class Tiers:
         self._lookups.heard(event)
         if isinstance(event, TierChanged) and self._changes is not None:
             self._changes.append(event)
-        elif isinstance(event, Connected) and self._lookups.clear_owed:
-            self._send_clear()
 
     # -- clearing -------------------------------------------------------------------------------------------------
 
