@@ -40,6 +40,8 @@ class Engine:
         self.finished_recving, self.failed_recving = set(), set()
         self.in_flight = deque()
         self.results = {}
+        # How often the workers are behind the scheduler, where they may be.
+        self.lag = 0.5
         self.counts = {"sending": {}, "recving": {}}
         self.failed_pending = set()
         # How many loads were decoded from, and how many tokens of them the local tiers had.
@@ -84,7 +86,7 @@ class Engine:
         for flight in self.in_flight:
             # In order, and at the latest when its output is wanted.
             if flight.reports is None:
-                if flight is not self.in_flight[0] and self.rng.random() < 0.5:
+                if flight is not self.in_flight[0] and self.rng.random() < self.lag:
                     break
                 self.execute(flight)
         if self.in_flight and (len(self.in_flight) >= self.depth or not self.requests):

@@ -212,7 +212,7 @@ class World:
 
     def nudge(self):
         """Daemons work also while engines do."""
-        if self.rng.random() < 0.5:
+        for _ in range(self.rng.randint(0, 2)):
             self.work()
 
     def turn(self, seconds):

@@ -79,3 +79,24 @@ def test_without_trouble_prefills_are_used(seed):
     finished = {status for status, _ in decoder.results.values()}
     assert finished <= {Status.FINISHED_LENGTH_CAPPED, Status.FINISHED_STOPPED}
     assert len(router.asked) == len(decoder.results)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_new_weights_find_nothing_old(seed):
+    """Steps are under way when the cache is cleared: what they store is of the old weights."""
+    rng = random.Random(seed)
+    world = World(rng, faults=0.2)
+    node = world.nodes[0]
+    node.tier.exists = True
+    engine = Engine("E", node, ONE, world.clock, rng, ranks=rng.choice([1, 2]), depth=3, pool=60)
+    engine.lag = 0.9
+    for step in range(400):
+        if len(engine.requests) < 3:
+            family = rng.randint(0, 1) * 1000
+            engine.add(f"r{step}", [family + index for index in range(rng.randint(33, 150))], None, rng.randint(1, 5))
+        if rng.random() < 0.1:
+            engine.change_weights()
+        turn(world, [engine], rng.choice([0.001, 0.01]))
+    settle(world, [engine])
+    assert engine.weights > 0
+    assert node.tier.committed > 20

@@ -7,9 +7,9 @@
                            -> clear()          nothing computed so far may be found again
 
 Clearing has to reach three places. The daemon forgets what was committed (``client.clear``). Steps under way may still
-commit blocks of before, so the next step's metadata tells the workers to drop theirs, and when all have, the daemon is
-told once more; until then nothing is looked up or stored. And a connection may break with the order on its way: it is
-repeated in front of lookups until one of them has been answered.
+commit blocks of before, so the next step's metadata tells the workers to drop theirs; until all have said that they
+did, nothing is looked up or stored. Then the daemon is told once more, in front of the first lookup, and again in front
+of others until one of them has been answered: a connection may break with the order on its way.
 """
 
 from __future__ import annotations
@@ -148,7 +148,6 @@ class Tiers:
         self._clearing_steps -= 1
         if self._clearing_steps <= 0 and not self._clears:
             self._lookups.suspended = False
-            self._send_clear()
 
     def _send_clear(self) -> None:
         self._lookups.owe_clear()
