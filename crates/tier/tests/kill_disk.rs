@@ -138,7 +138,7 @@ impl World {
         self.journal.store(block, FILLING).expect("inside");
         self.memory.write(offset, &body(block, version, filling.bytes())).expect("inside");
         let span = Span { region: Arc::clone(&self.memory), offset, room: SLOT_BYTES };
-        self.mover.write(block << 8 | offset / SLOT_BYTES, filling, &span).expect("as many spans as operations");
+        self.mover.write((block << 8) | (offset / SLOT_BYTES), filling, &span).expect("as many spans as operations");
     }
 }
 
