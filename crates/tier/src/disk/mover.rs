@@ -12,6 +12,7 @@
 //! Memory: an operation holds the region, and the filling or the block, until the disk has let go of them. A mover that is
 //! dropped waits for the disk. Limits: [`Settings`]. Failure: each operation is done once, well or with a [`DiskError`].
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -28,6 +29,10 @@ use super::shelf::{At, Block, Filling, Progress};
 
 /// No read or write asks for more at once; the rest follows. Linux moves 2 GiB less a page at most.
 const JOB_BYTES_MAX: u64 = 1 << 30;
+
+/// Operations that one turn tells of: while their checksums are reckoned, the disk is not given new work. Measured with blocks
+/// of 64 KiB, 32 at once (docs/adr/0022).
+const LANDED_PER_TURN: usize = 3;
 
 /// How a mover works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +105,9 @@ pub struct Mover {
     /// Operations that ended before they began.
     ended: Vec<Done>,
     bounce: Bounce,
-    landed: Vec<Landed>,
+    /// What the disk has done with, and nobody was told of yet.
+    landed: VecDeque<Landed>,
+    unsorted: Vec<Landed>,
     counts: Counts,
 }
 
@@ -140,7 +147,8 @@ impl Mover {
             generation: 0,
             ended: Vec::new(),
             bounce: Bounce { bytes_max: settings.bounce_bytes_max, bytes: 0, free: Vec::new(), meter: Meter::new() },
-            landed: Vec::with_capacity(depth),
+            landed: VecDeque::with_capacity(depth),
+            unsorted: Vec::with_capacity(depth),
             counts: Counts::default(),
         }
     }
@@ -163,7 +171,8 @@ impl Mover {
         self.operations.len() + self.ended.len()
     }
 
-    /// Readable when a [`turn`](Self::turn) would find something.
+    /// Readable when the disk has something to say to the next [`turn`](Self::turn). What was begun since the last turn needs one
+    /// in any case, and so does what that turn has left.
     #[must_use]
     pub fn wait_fd(&self) -> BorrowedFd<'_> {
         self.backend.wait_fd()
@@ -255,24 +264,28 @@ impl Mover {
         }
     }
 
-    /// Hands over what was begun, and tells what is done. Waits for nothing.
-    pub fn turn(&mut self, done: &mut Vec<Done>) {
-        let mut landed = std::mem::take(&mut self.landed);
+    /// Hands over what was begun, and tells what is done: eight operations at most. True: another turn has more to
+    /// tell at once. Waits for nothing.
+    pub fn turn(&mut self, done: &mut Vec<Done>) -> bool {
         self.backend.submit();
-        self.backend.reap(&mut landed);
-        for Landed { id, result } in landed.drain(..) {
+        if self.landed.is_empty() {
+            self.backend.reap(&mut self.unsorted);
+            self.landed.extend(self.unsorted.drain(..));
+        }
+        for _ in 0..LANDED_PER_TURN {
+            let Some(Landed { id, result }) = self.landed.pop_front() else { break };
             self.land(id, result);
         }
-        self.landed = landed;
         // What the disk has moved in part goes on at once.
         self.backend.submit();
         done.append(&mut self.ended);
+        !self.landed.is_empty()
     }
 
     /// Hands over what was begun, and waits until a turn would find something, or as long as that.
     pub fn wait(&mut self, most: Duration) {
         self.backend.submit();
-        if self.ended.is_empty() && !self.operations.is_empty() {
+        if self.ended.is_empty() && self.landed.is_empty() && !self.operations.is_empty() {
             // Whatever it was, the next turn looks.
             let _ = wait(&*self.backend, most);
         }

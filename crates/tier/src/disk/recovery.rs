@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::directory::{Directory, Limits, Listed, read_all};
 use super::error::OpenError;
 use super::extent::{Extent, Place};
-use super::format::{ALIGN, Cut, Header};
+use super::format::{Cut, Header};
 use super::shelf::{EXTENTS_MAX, Shelf, open_extent};
 
 /// How long, and how often, the disk is waited for that still writes what a killed daemon has given it.
@@ -83,7 +83,7 @@ impl Shelf {
         };
         // A hint; nothing depends on it.
         let _ = rustix::fs::fadvise(&files.1, 0, None, Advice::Sequential);
-        let mut page = [0; ALIGN as usize];
+        let mut page = [0; size_of::<Header>()];
         let Ok(count) = read_all(&files.1, &mut page, 0) else { return Ok(false) };
         let Ok(header) = Header::parse(&page[..count], number, listed.file_bytes) else { return Ok(false) };
         let Some(class) = self.find_or_add(header.class()).filter(|_| self.extents.len() < EXTENTS_MAX) else {

@@ -91,8 +91,15 @@ impl Ring {
         self.broken = Some(errno);
         for key in std::mem::take(&mut self.queued) {
             let Slot { job, .. } = self.slots.remove(key);
-            self.refused.push(Landed { id: job.id, result: Err(errno) });
+            self.refuse(Landed { id: job.id, result: Err(errno) });
         }
+    }
+
+    /// A job that the kernel does not see.
+    fn refuse(&mut self, landed: Landed) {
+        self.refused.push(landed);
+        // Full: it is readable, which is all that is wanted.
+        let _ = rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes());
     }
 
     fn take_completions(&mut self, landed: &mut Vec<Landed>) {
@@ -119,7 +126,7 @@ impl Backend for Ring {
         let named = job.region.io_slice(job.offset, job.length.into());
         let (id, refusal) = (job.id, self.broken.or_else(|| named.is_err().then_some(Errno::FAULT)));
         let (Ok(slice), None) = (named, refusal) else {
-            self.refused.push(Landed { id, result: Err(refusal.unwrap_or(Errno::FAULT)) });
+            self.refuse(Landed { id, result: Err(refusal.unwrap_or(Errno::FAULT)) });
             return Ok(());
         };
         let fd = types::Fd(job.file.as_fd().as_raw_fd());

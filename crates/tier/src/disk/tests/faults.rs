@@ -55,7 +55,7 @@ type Faults = Arc<std::sync::Mutex<VecDeque<Fault>>>;
 
 fn faulty() -> (World, Faults) {
     let mut world = World::new(LIMITS, SETTINGS);
-    let (choice, inner) = super::io::choose(Io::Auto, 8, 2).expect("a way to the disk");
+    let (choice, inner) = io::choose(Io::Auto, 8, 2).expect("a way to the disk");
     let faults = Faults::default();
     let backend = Faulty { inner, faults: Arc::clone(&faults), failed: Vec::new() };
     world.mover = Mover::over(Box::new(backend), choice, SETTINGS);

@@ -30,7 +30,7 @@ fn the_limits_are_never_exceeded_by_a_byte_or_a_file() {
         let (bytes, files) = taken(&world.path());
         let used = world.shelf().used();
         assert!(bytes <= used.0 && used.0 <= limits.bytes_max, "{bytes} {used:?}");
-        assert!(files as u32 == used.1 && used.1 <= limits.files_max, "{files} {used:?}");
+        assert!(files == used.1 as usize && used.1 <= limits.files_max, "{files} {used:?}");
         most = (most.0.max(bytes), most.1.max(files));
         if random.u32(0..200) == 0 {
             world.reopen();

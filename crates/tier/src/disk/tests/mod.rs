@@ -135,6 +135,7 @@ impl World {
 
 fn finish(mover: &mut Mover) -> Done {
     let mut done = Vec::new();
+    mover.turn(&mut done);
     while done.is_empty() {
         mover.wait(Duration::from_secs(1));
         mover.turn(&mut done);
