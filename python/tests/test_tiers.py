@@ -320,13 +320,51 @@ def test_what_is_held_is_not_stored_again():
     assert order.groups[0].blocks == (14, 15, 16)
 
 
-def test_null_blocks_are_not_stored():
+def test_what_no_lookup_would_reach_is_not_stored():
     rig, new = Rig(HYBRID), named(64)
     admitted(rig, new)
     tables = {"r": ([11, 12, 13, 14], [0, 22, 23, 24])}
     (order,) = rig.step(output({"r": 0}, {"r": 64}, tables, new=["r"])).stores
+    assert order.groups[0].blocks == (11, 12, 13, 14)
+    assert order.groups[1].blocks == ()
+
+
+def test_null_blocks_that_are_held_do_not_matter():
+    rig, new = Rig(HYBRID), named(64)
+    rig.matched(new, 1, 1)
+    rig.side.update_state_after_alloc(new, blocks([]), 0)
+    tables = {"r": ([11, 12, 13, 14], [0, 22, 23, 24])}
+    (order,) = rig.step(output({"r": 16}, {"r": 48}, tables, new=["r"])).stores
     assert order.groups[1].blocks == (22, 23, 24)
     assert order.groups[1].parent == DAEMON_NAMES[0]
+
+
+def test_a_block_of_several_requests_is_ordered_once():
+    rig = Rig()
+    first, second = named(64, "a"), named(80, "b")
+    admitted(rig, first)
+    admitted(rig, second)
+    tables = {"a": ([11, 12, 13, 14],), "b": ([11, 12, 13, 14, 15],)}
+    scheduled = {"a": 64, "b": 80}
+    a, b = rig.step(output({"a": 0, "b": 0}, scheduled, tables, new=["a", "b"])).stores
+    assert a.groups[0].blocks == (11, 12, 13, 14)
+    assert (b.groups[0].parent, b.groups[0].blocks) == (DAEMON_NAMES[3], (15,))
+    # Not for ever: the first may have been lost.
+    rig.clock.now += 2.0
+    admitted(rig, named(64, "c"))
+    tables = {"c": ([11, 12, 13, 14],)}
+    (c,) = rig.step(output({"c": 0}, {"c": 64}, tables, new=["c"])).stores
+    assert c.groups[0].blocks == (11, 12, 13, 14)
+
+
+def test_a_hanging_daemon_is_waited_for_once():
+    rig = Rig()
+    rig.ask(named(request_id="a"))
+    rig.clock.now += 0.2
+    assert rig.ask(named(request_id="a")) == (0, False)
+    assert rig.ask(named(request_id="b")) == (0, False)
+    rig.clock.now += lookups.PAUSE_SECONDS
+    assert rig.ask(named(request_id="c")) == (None, False)
 
 
 def test_blocks_that_change_hands_are_named():
