@@ -26,7 +26,8 @@ CHUNK = 64
 class Engine:
     def __init__(self, name, node, groups, clock, rng, ranks=1, depth=1, pool=60, policy="recompute"):
         self.name, self.groups, self.rng, self.ranks, self.depth, self.policy = name, groups, rng, ranks, depth, policy
-        settings = Settings()
+        # Turns of the clock are longer than a daemon takes: only what hangs is not answered in time.
+        settings = Settings(reply_timeout_ms=1000)
         facts = EngineFacts(name, ranks, 1, 1)
         self.side = SchedulerSide(settings, node.scheduler_client(self), groups, facts, clock, HASH_TOKENS, True)
         self.workers = [WorkerSide(settings, node.worker_client(self, rank), clock) for rank in range(ranks)]

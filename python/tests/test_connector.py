@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from fake_client import FakeClient
 from fake_request import NEW_PREFILL, Status, blocks, request
-from test_tiers import output
+from tier_rig import output
 
 from kvferry import native
 from kvferry.client import TierChanged

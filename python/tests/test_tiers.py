@@ -1,71 +1,16 @@
-"""The tiers as the scheduler's half uses them, hook by hook."""
+"""The tiers as the scheduler's half uses them: lookups, loads, clearing, events."""
 
 import math
 from types import SimpleNamespace
 
 import pytest
-from fake_request import Status, block, blocks, request
-from scheduler_rig import ENGINE, HYBRID, ONE
-from scheduler_rig import Rig as PlainRig
+from fake_request import Status, block, blocks
+from scheduler_rig import HYBRID
+from tier_rig import DAEMON_NAMES, Rig, admitted, named, output
 
 from kvferry.client import DAEMON_GONE, NO_TIER, Connected, Disconnected, Found, TierBlocks, TierChanged
 from kvferry.vllm import lookups
 from kvferry.vllm.metadata import ClearedReport
-from kvferry.vllm.scheduler import SchedulerSide
-from kvferry.vllm.settings import Settings
-
-DAEMON_NAMES = [bytes([n]) * 32 for n in range(200)]
-
-
-def named(tokens=100, request_id="r", **fields):
-    new = request(request_id, tokens)
-    new.block_hashes = DAEMON_NAMES[: tokens // 16]
-    vars(new).update(fields)
-    return new
-
-
-def output(computed, scheduled, tables, new=(), resumed=()):
-    """What vLLM's scheduler says of a step: by request, tokens computed before, scheduled now, and tables."""
-    cached = [request_id for request_id in scheduled if request_id not in new]
-    return SimpleNamespace(
-        scheduled_new_reqs=[
-            SimpleNamespace(req_id=i, block_ids=tables[i], num_computed_tokens=computed[i]) for i in new
-        ],
-        scheduled_cached_reqs=SimpleNamespace(
-            req_ids=cached,
-            new_block_ids=[tables[i] if i in resumed else None for i in cached],
-            num_computed_tokens=[computed[i] for i in cached],
-            resumed_req_ids=set(resumed),
-        ),
-        num_scheduled_tokens=scheduled,
-        kv_connector_block_state=SimpleNamespace(get_block_ids=tables.get),
-        kv_cache_block_copies=None,
-    )
-
-
-NOTHING = output({}, {}, {})
-
-
-class Rig(PlainRig):
-    def __init__(self, groups=ONE, hash_block_size=16):
-        super().__init__(groups)
-        self.client.tiers = True
-        settings = Settings()
-        self.side = SchedulerSide(settings, self.client, groups, ENGINE, self.clock, hash_block_size, True)
-
-    def ask(self, of, local=0):
-        return self.side.get_num_new_matched_tokens(of, local)
-
-    def answer(self, *held, on_disk=None, key=None):
-        self.client.found(key or max(self.client.lookups), held, on_disk or (0,) * len(held))
-
-    def matched(self, of, *held, local=0, on_disk=None):
-        assert self.ask(of, local) == (None, False)
-        self.answer(*held, on_disk=on_disk)
-        return self.ask(of, local)
-
-    def step(self, out=NOTHING):
-        return self.side.build_connector_meta(out)
 
 
 def test_what_is_held_is_loaded_and_nothing_is_waited_for():
@@ -288,88 +233,6 @@ def test_a_decode_whose_prompt_the_tiers_hold_frees_p():
     assert rig.client.relinquished == ["ticket-1"]
 
 
-def admitted(rig, of, held=None):
-    rig.ask(of)
-    if held is not None:
-        rig.answer(held)
-        rig.ask(of)
-    rig.side.update_state_after_alloc(of, blocks([]), 0)
-
-
-def test_whole_blocks_are_stored_as_they_complete():
-    rig, new = Rig(), named(50)
-    admitted(rig, new, 0)
-    tables = {"r": ([11, 12, 13, 14],)}
-    (order,) = rig.step(output({"r": 0}, {"r": 40}, tables, new=["r"])).stores
-    assert (order.groups[0].parent, order.groups[0].hashes) == (b"", tuple(DAEMON_NAMES[:2]))
-    assert order.groups[0].blocks == (11, 12)
-    (order,) = rig.step(output({"r": 40}, {"r": 10}, tables)).stores
-    assert (order.groups[0].parent, order.groups[0].blocks) == (DAEMON_NAMES[1], (13,))
-    # Decoding: a block is stored when its last token is known and computed.
-    assert rig.step(output({"r": 50}, {"r": 14}, tables)).stores == []
-    new.block_hashes = DAEMON_NAMES[:4]
-    (order,) = rig.step(output({"r": 64}, {"r": 1}, tables)).stores
-    assert order.groups[0].blocks == (14,)
-
-
-def test_what_is_held_is_not_stored_again():
-    rig, new = Rig(), named(100)
-    admitted(rig, new, 3)
-    tables = {"r": ([11, 12, 13, 14, 15, 16, 17],)}
-    (order,) = rig.step(output({"r": 0}, {"r": 100}, tables, new=["r"])).stores
-    assert order.groups[0].blocks == (14, 15, 16)
-
-
-def test_null_blocks_are_not_stored():
-    rig, new = Rig(HYBRID), named(64)
-    admitted(rig, new)
-    tables = {"r": ([11, 12, 13, 14], [0, 22, 23, 24])}
-    (order,) = rig.step(output({"r": 0}, {"r": 64}, tables, new=["r"])).stores
-    assert order.groups[1].blocks == (22, 23, 24)
-    assert order.groups[1].parent == DAEMON_NAMES[0]
-
-
-def test_blocks_that_change_hands_are_named():
-    rig = Rig()
-    tables = {"new": ([1, 2, 3],), "old": ([7],), "again": ([4, 5, 6],)}
-    scheduled = {"new": 20, "old": 1, "again": 20}
-    out = output({"new": 16, "old": 99, "again": 32}, scheduled, tables, new=["new"], resumed=["again"])
-    out.scheduled_cached_reqs.new_block_ids[0] = ([8, 9],)
-    out.kv_cache_block_copies = [SimpleNamespace(src_block_id=40, dst_block_id=41)]
-    assert set(rig.step(out).written) == {2, 3, 6, 8, 9, 41}
-    assert rig.step().written == ()
-
-
-def test_a_step_that_is_not_understood_loses_what_is_under_way():
-    rig = Rig()
-    meta = rig.step(SimpleNamespace(num_scheduled_tokens={}))
-    assert meta.loses_all
-
-
-def test_a_finished_request_waits_for_its_copies():
-    rig, new = Rig(), named(40)
-    admitted(rig, new)
-    tables = {"r": ([11, 12, 13],)}
-    rig.step(output({"r": 0}, {"r": 40}, tables, new=["r"]))
-    new.status, new.num_computed_tokens = Status.FINISHED_STOPPED, 48
-    new.block_hashes = DAEMON_NAMES[:3]
-    assert rig.side.request_finished(new, ([11, 12, 13],)) == (True, None)
-    meta = rig.step()
-    assert meta.released == ["r"]
-    # What the last output made whole.
-    assert meta.stores[0].groups[0].blocks == (13,)
-    assert not rig.side.tiers._orders._progress
-
-
-@pytest.mark.parametrize("status", [Status.FINISHED_ABORTED, Status.FINISHED_ERROR])
-def test_other_ends_hold_nothing(status):
-    rig, new = Rig(), named(40, status=status)
-    admitted(rig, new)
-    rig.step(output({"r": 0}, {"r": 40}, {"r": ([11, 12, 13],)}, new=["r"]))
-    assert rig.side.request_finished(new, ([11, 12, 13],)) == (False, None)
-    assert rig.step().stores == []
-
-
 def test_a_cleared_cache_holds_and_keeps_nothing_until_the_workers_agree():
     rig, old = Rig(), named()
     admitted(rig, old)
@@ -421,3 +284,13 @@ def test_changes_are_told_once_by_group():
         ("disk", False, 0, [b"c" * 32]),
     ]
     assert rig.side.tiers.take_changes() == []
+
+
+def test_a_hanging_daemon_is_waited_for_once():
+    rig = Rig()
+    rig.ask(named(request_id="a"))
+    rig.clock.now += 0.2
+    assert rig.ask(named(request_id="a")) == (0, False)
+    assert rig.ask(named(request_id="b")) == (0, False)
+    rig.clock.now += lookups.PAUSE_SECONDS
+    assert rig.ask(named(request_id="c")) == (None, False)

@@ -14,7 +14,10 @@ pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not REAL, reason="KVFERRY_TES
 def tier(engine, daemon, expected):  # noqa: F811
     daemon.tier.__init__(daemon)
     daemon.tier.is_there = True
-    engine.scheduler.connector._scheduler.tiers._lookups._paused_until = 0.0
+    tiers = engine.scheduler.connector._scheduler.tiers
+    tiers._lookups._paused_until = 0.0
+    # The same blocks were stored a moment ago, by the test before, in a tier that is gone.
+    tiers._orders._recent.clear()
     yield daemon.tier
     daemon.tier.is_there = False
     engine.drain()

@@ -98,10 +98,13 @@ class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
         if reason is None:
             from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
 
-            _, size = resolve_kv_cache_block_sizes(self._cache, self._config)
-            if not any(group.block_size % size for group in groups):
-                return int(size)
-            reason = f"hashes of {size} tokens do not fit its blocks"
+            try:
+                _, size = resolve_kv_cache_block_sizes(self._cache, self._config)
+                if not any(group.block_size % size for group in groups):
+                    return int(size)
+                reason = f"hashes of {size} tokens do not fit its blocks"
+            except Exception as error:
+                reason = repr(error)
         logger.warning("kvferry: no blocks are kept in the daemon's tiers: %s", reason)
         return None
 

@@ -28,7 +28,7 @@ _RANDOMLY_SEEDED = ("xxhash", "xxhash_cbor")
 def why_no_hashes(cache_config: Any) -> str | None:
     """Why this engine's blocks have no names that last; None: they have."""
     if not getattr(cache_config, "enable_prefix_caching", False):
-        return "prefix caching is off, so vLLM names no blocks"
+        return "prefix caching is off, which says that no request uses what another left"
     algorithm = getattr(cache_config, "prefix_caching_hash_algo", "")
     if algorithm in _RANDOMLY_SEEDED and os.environ.get("PYTHONHASHSEED") is None:
         return f"{algorithm} is seeded at random in each process unless PYTHONHASHSEED is set"

@@ -7,7 +7,8 @@
     update_state_after_alloc   -> take(): the claim goes into a load order, or is forgotten
 
 Each lookup that finds something leaves a claim with the daemon, which ends in a load or in ``forget``; the daemon's own
-time limit ends the rest. An answer that does not come within the reply timeout is taken for "nothing".
+time limit ends the rest. An answer that does not come within the reply timeout is taken for "nothing", and the
+daemon is left alone for a while.
 
 A load that failed is not tried again before the request has computed something, however often vLLM asks.
 """
@@ -29,7 +30,7 @@ from kvferry.vllm.hashes import BlockNames, tenant_of
 LOOKUPS_MAX = 64
 # Chosen: a claim that waited this long for room is made anew, before the daemon's time limit takes it.
 CLAIM_SECONDS = 5.0
-# Chosen: how long a client that cannot ask is left alone, if it does not connect anew before.
+# Chosen: how long a daemon that does not answer is left alone, if it does not connect anew before.
 PAUSE_SECONDS = 5.0
 
 
@@ -115,6 +116,8 @@ class Lookups:
             self._complaints.warn("lookup", "kvferry: no answer about %s in time, nothing is loaded", request_id)
             lookup.claim = self._nothing()
             self._no_witness(lookup.key)
+            # Once is enough: the next requests do not wait for a daemon that hangs.
+            self._paused_until = max(self._paused_until, self._clock() + PAUSE_SECONDS)
         return self._usable(request, lookup.claim)
 
     def _usable(self, request: Any, claim: Claim) -> int:

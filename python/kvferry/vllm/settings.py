@@ -15,8 +15,8 @@ class Settings:
     # How long the blocks of a finished prefill wait for the decode engine, in milliseconds. It bounds how long KV
     # memory stays pinned when nobody comes. 1,000 to 600,000.
     lease_ms: int = 30_000
-    # How long the scheduler may wait for the daemon when a prefill ends, in milliseconds: a request can lose no more
-    # than this to a daemon that hangs. 1 to 5,000.
+    # How long the scheduler may wait for the daemon when a prefill ends, and a prompt to hear what the tiers hold, in
+    # milliseconds: a request can lose no more than this to a daemon that hangs, at each end. 1 to 5,000.
     reply_timeout_ms: int = 200
     # How long one load may take before it is called off and computed here, in milliseconds. 100 to 600,000.
     transfer_deadline_ms: int = 20_000

@@ -11,6 +11,10 @@ A block is whole when all its tokens are known (it has a hash) and their KV is c
 steps in flight ``num_computed_tokens`` runs ahead of the outputs, and with drafts ahead of the truth; the hashes do
 not. vLLM's prefix cache counts alike (``KVCacheManager.allocate_slots``: ``num_tokens_to_cache``).
 
+What is looked up are beginnings. So where a group has null blocks in between (its window has passed what was never
+kept, as behind a local hit or a ticket), nothing more of it is stored for this request: no lookup would get there. A
+block that several requests have is ordered once, for a while.
+
 Blocks that a load filled are ordered only behind it, and only where it went well: else the request never runs on them.
 A request that was under way when the cache was cleared orders nothing more, since its blocks may come from weights that
 are gone.
@@ -32,6 +36,8 @@ from kvferry.vllm.metadata import StoreOrder
 
 # How long the blocks of a finished request wait for stores that were ordered; chosen, many times what a copy takes.
 SETTLE_SECONDS = 2.0
+# A position that no request reaches.
+_NEVER = 1 << 62
 
 
 @dataclass
@@ -57,6 +63,8 @@ class StoreOrders:
         self._progress: dict[str, _Progress] = {}
         # Blocks that loads were ordered into since the last step.
         self._written: set[int] = set()
+        # When blocks were last ordered, by group and name, oldest first.
+        self._recent: dict[tuple[int, bytes], float] = {}
 
     def admit(self, request: Any, held: tuple[int, ...] | None) -> None:
         """The request has got its blocks; ``held`` of each group's are kept already, None: not known."""
@@ -79,6 +87,7 @@ class StoreOrders:
     def clear(self) -> None:
         """Nothing that is computed so far may be kept."""
         self._progress.clear()
+        self._recent.clear()
 
     def orders(self, output: Any, may_store: bool) -> tuple[list[StoreOrder], tuple[int, ...]]:
         """This step's stores, and the blocks whose owner changed since the last one."""
@@ -131,24 +140,42 @@ class StoreOrders:
 
     def _order(self, progress: _Progress, total: int, tables: Sequence[Sequence[int]]) -> StoreOrder | None:
         request = progress.request
-        kept = []
-        for index, (group, end) in enumerate(zip(self._groups, self._whole(progress, total), strict=True)):
-            table = tables[group.group_id]
-            end = min(end, len(table))
-            first = progress.next[index]
-            # Null blocks stand where the window has passed; what is stored follows them.
-            nulls = [position for position in range(first, end) if not table[position]]
-            first = nulls[-1] + 1 if nulls else first
-            if first >= end:
-                kept.append(TierStore())
-                continue
-            parent = self._names.of_group(request, group, first - 1, first)[0] if first else b""
-            kept.append(TierStore(parent, self._names.of_group(request, group, first, end), tuple(table[first:end])))
-            progress.next[index] = end
+        self._forget_old()
+        kept = tuple(
+            self._group_order(progress, index, min(end, len(tables[self._groups[index].group_id])), tables)
+            for index, end in enumerate(self._whole(progress, total))
+        )
         if not any(group.blocks for group in kept):
             return None
         progress.ordered_at = self._clock()
-        return StoreOrder(request.request_id, tuple(kept), tenant_of(request))
+        return StoreOrder(request.request_id, kept, tenant_of(request))
+
+    def _group_order(self, progress: _Progress, index: int, end: int, tables: Sequence[Sequence[int]]) -> TierStore:
+        group, first = self._groups[index], progress.next[index]
+        if first >= end:
+            return TierStore()
+        table = tables[group.group_id]
+        if not all(table[first:end]):
+            progress.next[index] = _NEVER
+            return TierStore()
+        progress.next[index] = end
+        names = self._names.of_group(progress.request, group, first, end)
+        known = next((n for n, name in enumerate(names) if (index, name) not in self._recent), len(names))
+        if known == len(names):
+            return TierStore()
+        now = self._clock()
+        self._recent.update({(index, name): now for name in names[known:]})
+        before = first + known
+        parent = self._names.of_group(progress.request, group, before - 1, before)[0] if before else b""
+        return TierStore(parent, names[known:], tuple(table[before:end]))
+
+    def _forget_old(self) -> None:
+        now = self._clock()
+        while self._recent:
+            name, ordered_at = next(iter(self._recent.items()))
+            if now < ordered_at + SETTLE_SECONDS:
+                return
+            del self._recent[name]
 
     def finish(
         self, request_id: str, tables: Sequence[Sequence[int]], computed: int, whole: bool
