@@ -22,6 +22,7 @@ START_S_MAX = 20.0
 ASK_S_MAX = 10.0
 POLL_S = 0.02
 HOST_TIER_MIB = 256
+DISK_TIER_MIB = 256
 # The daemon's whole environment. Its log's level may be given from outside.
 LOGGING = {"KVFERRY_LOG": os.environ.get("KVFERRY_LOG", "info"), "RUST_BACKTRACE": "1"}
 
@@ -59,7 +60,7 @@ class Status:
     delivered_total: int
     failed_total: int
     # What `tiers` says: empty without a tier.
-    tiers: dict[str, int]
+    tiers: dict[str, Any]
 
     @classmethod
     def parse(cls, document: dict[str, Any]) -> Status:
@@ -128,6 +129,7 @@ class Daemon:
         bytes_per_second_max: int | None = None,
         realtime_priority: int | None = None,
         host_tier: Path | None = None,
+        disk_tier: Path | None = None,
     ) -> None:
         """Starts it and waits until it is ready. A rate holds transfers up, so that one can be caught in flight."""
         lines = [
@@ -143,6 +145,8 @@ class Daemon:
         lines += ["[limits]", *(f"{name} = {value}" for name, value in limits.items() if value is not None)]
         if host_tier is not None:
             lines += ["[tier.host]", f'path = "{host_tier}"', f"mib = {HOST_TIER_MIB}"]
+        if disk_tier is not None:
+            lines += ["[tier.disk]", f'path = "{disk_tier}"', f"mib = {DISK_TIER_MIB}"]
         self._config.write_text("\n".join(lines) + "\n")
         command: list[str | Path] = [self._binary, "serve", "--config", self._config]
         self._process = self._stage.start(f"daemon-{self.name}", command, LOGGING)

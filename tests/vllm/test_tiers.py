@@ -1,4 +1,4 @@
-"""Blocks that outlive engines and daemons: computed once, then loaded from host memory, with the same text and bytes."""
+"""Blocks that outlive engines and daemons: computed once, then loaded, with the same text and the same bytes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ PROMPT_TOKENS = 1_008
 class Node:
     """One daemon with host memory, and one engine."""
 
-    def __init__(self, stage: Stage, memory: Path) -> None:
+    def __init__(self, stage: Stage, memory: Path, disk: Path) -> None:
         self.memory = memory
+        self.disk = disk
         self.daemon = Daemon(stage, BINARY, "N", "127.0.0.1")
-        self.daemon.start(host_tier=memory / "arena")
+        self.start_daemon()
         options = EngineOptions(
             TINY_LLAMA, "E0", BLOCKS, kvferry_connector(self.daemon.socket), forked=True, thread_count=1
         )
@@ -42,8 +43,15 @@ class Node:
 
     def restart_daemon(self) -> None:
         self.daemon.kill()
-        self.daemon.start(host_tier=self.memory / "arena")
+        self.start_daemon()
         self.wait_attached()
+
+    def start_daemon(self) -> None:
+        self.daemon.start(host_tier=self.arena, disk_tier=self.disk / "store")
+
+    @property
+    def arena(self) -> Path:
+        return self.memory / "arena"
 
     def ask(self, prompt: list[int], **options: object) -> list[int]:
         answer = self.engine.server.complete(prompt, ANSWER_TOKENS, **options)
@@ -67,9 +75,11 @@ def node() -> Iterator[Node]:
     with (
         Stage("tiers", ROOT / "target" / "logs") as stage,
         tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvferry-tiers-") as memory,
+        # On the file system of the build, which takes O_DIRECT.
+        tempfile.TemporaryDirectory(dir=ROOT / "target", prefix="tiers-") as disk,
     ):
         try:
-            yield Node(stage, Path(memory))
+            yield Node(stage, Path(memory), Path(disk))
         finally:
             stage.save_logs()
 
@@ -97,6 +107,28 @@ def test_cold_warm_and_after_both_restarts(node: Node) -> None:
     node.restart_engine()
     assert node.ask(prompt) == cold
     assert node.loaded_bytes() == full * TINY_LLAMA.block_bytes, "counted from the daemon's start"
+    assert len(computed & node.sums()) >= full
+
+
+def test_from_the_disk_when_memory_is_lost(node: Node) -> None:
+    prompt = random_prompt(13, PROMPT_TOKENS)
+    full = PROMPT_TOKENS // BLOCK_TOKENS
+    before = node.sums()
+    cold = node.ask(prompt)
+    stored = node.daemon.status().tiers["host_blocks"]
+    node.wait_stored(min(stored, full))
+    computed = node.sums() - before
+    on_disk = node.daemon.status().tiers["disk"]["blocks"]
+    # Used again, it goes to the disk.
+    node.restart_engine()
+    assert node.ask(prompt) == cold
+    node.daemon.wait_for(lambda status: status.tiers["disk"]["blocks"] >= on_disk + full, "writing", 20)
+    node.daemon.kill()
+    node.arena.unlink()
+    node.start_daemon()
+    node.restart_engine()
+    assert node.ask(prompt) == cold
+    assert node.daemon.status().tiers["loaded_disk_bytes_total"] == full * TINY_LLAMA.block_bytes
     assert len(computed & node.sums()) >= full
 
 
@@ -130,7 +162,7 @@ def test_a_daemon_that_goes_costs_a_recompute(node: Node) -> None:
     cold = node.ask(prompt)
     node.daemon.kill()
     assert node.ask(prompt, **fresh_salt()) == cold
-    node.daemon.start(host_tier=node.memory / "arena")
+    node.start_daemon()
     node.wait_attached()
     other = random_prompt(12, PROMPT_TOKENS)
     stored = node.daemon.status().tiers["host_blocks"]

@@ -25,7 +25,7 @@ class SurvivorError(Exception):
 class Session:
     def __init__(self, leader: int) -> None:
         self._leader = leader
-        # Files right in /dev/shm that its processes had open. vLLM leaves some behind when it is killed, and when it is not.
+        # Files right in /dev/shm that its processes had open. vLLM leaves some behind, killed or not.
         self._shared_memory: set[Path] = set()
 
     def members(self) -> list[int]:

@@ -1,6 +1,6 @@
 //! What a lookup found stays until it is loaded, given up, or too old.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use kvferry_core::{Fingerprint, Rank, Time, WorkId};
 
@@ -14,8 +14,8 @@ pub(super) struct Claim {
     pub(super) fingerprint: Fingerprint,
     /// In host memory.
     pub(super) blocks: Vec<Block>,
-    /// On their way there.
-    promoting: Vec<Name>,
+    /// Brought there from the disk, or on their way.
+    pub(super) promoting: HashSet<Name>,
     /// Ranks that have not loaded.
     ranks: BTreeSet<Rank>,
     deadline: Time,
@@ -54,7 +54,7 @@ impl Tiers {
         if self.claims.len() >= self.limits.claims_max {
             return Err(TierFailure::Limit);
         }
-        let (mut blocks, mut promoting, mut found) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut blocks, mut promoting, mut found) = (Vec::new(), HashSet::new(), Vec::new());
         for (group, chain) in lookup.groups.iter().enumerate() {
             let of_ranks = lookup.devices.iter().map(|device| self.kind(device, group).ok_or(TierFailure::Request));
             let of_ranks = of_ranks.collect::<Result<Vec<_>, _>>()?;
@@ -105,7 +105,7 @@ impl Tiers {
         name: Name,
         parent: Option<BlockHash>,
         blocks: &mut Vec<Block>,
-        promoting: &mut Vec<Name>,
+        promoting: &mut HashSet<Name>,
     ) -> bool {
         let is_damaged = self.damaged.contains(&(name.0.host, name.1));
         if !is_damaged && let Some(block) = self.host.pin(name.0.host, &name.1) {
@@ -116,7 +116,7 @@ impl Tiers {
         }
         let wanted = !is_damaged && self.promotions.want(self.disk.as_mut(), name, Wants::Claim(claim));
         if wanted {
-            promoting.push(name);
+            promoting.insert(name);
         }
         wanted
     }

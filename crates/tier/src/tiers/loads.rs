@@ -21,6 +21,8 @@ pub(super) struct Loading {
     group: usize,
     hash: BlockHash,
     target: BlockIndex,
+    /// Host memory did not have it when it was looked up.
+    from_disk: bool,
 }
 
 /// One rank's load.
@@ -51,11 +53,10 @@ impl Load {
     }
 
     /// The disk has brought a block, or not; none for a load that has failed anyway.
-    pub(super) fn brought(&mut self, loading: Loading, block: Option<Block>, failure: TierFailure, bytes: u64) {
+    pub(super) fn brought(&mut self, loading: Loading, block: Option<Block>, failure: TierFailure) {
         match block {
             Some(block) => {
-                self.ready.push_back((loading, block));
-                self.loaded.disk_bytes += bytes;
+                self.ready.push_back((Loading { from_disk: true, ..loading }, block));
                 self.waits = self.waits.saturating_sub(1);
             }
             None => self.fail(failure),
@@ -98,6 +99,8 @@ impl Tiers {
         if self.loads.contains_key(&work) || request.groups.len() > device.group_count() {
             return Err(TierFailure::Request);
         }
+        let promoted = self.claims.get(&request.claim).map(|claim| claim.promoting.clone());
+        let promoted = promoted.as_ref();
         let mut left = VecDeque::new();
         for (group, blocks) in request.groups.iter().enumerate().filter(|(_, blocks)| !blocks.is_empty()) {
             let kind = self.kind(device, group).ok_or(TierFailure::Request)?;
@@ -105,7 +108,13 @@ impl Tiers {
             if blocks.iter().any(|(_, target)| target.0 >= block_count) {
                 return Err(TierFailure::Request);
             }
-            left.extend(blocks.iter().map(|&(hash, target)| Loading { kind, group, hash, target }));
+            left.extend(blocks.iter().map(|&(hash, target)| Loading {
+                kind,
+                group,
+                hash,
+                target,
+                from_disk: promoted.is_some_and(|of| of.contains(&(kind, hash))),
+            }));
         }
         let (device, claim, deadline) = (Arc::clone(device), request.claim, request.deadline);
         let (ready, loaded) = (VecDeque::new(), Loaded::default());
@@ -160,11 +169,12 @@ impl Tiers {
 
     pub(super) fn handle_loaded(&mut self, work: WorkId, blocks: Vec<(Loading, Block)>, sums: &[u32]) {
         let mut failure = None;
-        let mut bytes = 0;
+        let mut moved = Loaded::default();
         for (place, (of, block)) in blocks.into_iter().enumerate() {
             match sums.get(place) {
                 Some(&sum) if sum == block.checksum => {
-                    bytes += block.bytes;
+                    moved.bytes += block.bytes;
+                    moved.disk_bytes += if of.from_disk { block.bytes } else { 0 };
                     self.host.unpin(&block);
                 }
                 Some(_) => {
@@ -182,7 +192,8 @@ impl Tiers {
         self.drop_damaged();
         let Some(load) = self.loads.get_mut(&work) else { return };
         load.jobs -= 1;
-        load.loaded.bytes += bytes;
+        load.loaded.bytes += moved.bytes;
+        load.loaded.disk_bytes += moved.disk_bytes;
         if let Some(failure) = failure {
             load.fail(failure);
         }

@@ -144,7 +144,7 @@ impl Tiers {
                     }
                     // An engine has stored it meanwhile, or what it stands behind did not come.
                     let failure = (refused != NotAdmitted::There).then_some(TierFailure::Evicted);
-                    self.promoted(name, &promotion.claims, promotion.loads, failure, 0);
+                    self.promoted(name, &promotion.claims, promotion.loads, failure);
                 }
             }
         }
@@ -158,7 +158,6 @@ impl Tiers {
         let Promotion { state: State::Reading(filling), parent, claims, loads, is_void, .. } = promotion else {
             return;
         };
-        let bytes = filling.bytes;
         let mut failure = match outcome {
             _ if is_void => Some(TierFailure::Cleared),
             Ok(()) => None,
@@ -182,19 +181,12 @@ impl Tiers {
         } else if !self.host.seal(filling, checksum, parent) {
             failure = Some(TierFailure::Evicted);
         }
-        self.promoted(name, &claims, loads, failure, bytes);
+        self.promoted(name, &claims, loads, failure);
         self.clear_what_rests();
     }
 
     /// Tells who wants a block that it is there, or not.
-    fn promoted(
-        &mut self,
-        name: Name,
-        claims: &[WorkId],
-        loads: Vec<(WorkId, Loading)>,
-        failure: Option<TierFailure>,
-        bytes: u64,
-    ) {
+    fn promoted(&mut self, name: Name, claims: &[WorkId], loads: Vec<(WorkId, Loading)>, failure: Option<TierFailure>) {
         for claim in claims.iter().filter(|_| failure.is_none()) {
             if let Some(claim) = self.claims.get_mut(claim) {
                 claim.blocks.extend(self.host.pin(name.0.host, &name.1));
@@ -203,7 +195,7 @@ impl Tiers {
         for (work, loading) in loads {
             let Some(load) = self.loads.get_mut(&work) else { continue };
             let block = if failure.is_none() { self.host.pin(name.0.host, &name.1) } else { None };
-            load.brought(loading, block, failure.unwrap_or(TierFailure::Evicted), bytes);
+            load.brought(loading, block, failure.unwrap_or(TierFailure::Evicted));
             if !self.load_turns.contains(&work) {
                 self.load_turns.push_back(work);
             }
