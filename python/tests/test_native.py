@@ -53,7 +53,7 @@ def test_calls(monkeypatch):
     assert made.store("r", [TierStore(b"p", (b"a",), (5,))], b"t") == 7
     made.commit(7)
     assert made._client.calls == [
-        ("lookup", "r", [[b"a"]], b"t"),
+        ("lookup", "r", [[b"a"]]),
         ("forget", 7),
         ("clear",),
         ("load", "r", 7, [((b"a",), (5,))], 9),

@@ -128,7 +128,8 @@ def test_from_the_disk_when_memory_is_lost(node: Node) -> None:
     node.start_daemon()
     node.restart_engine()
     assert node.ask(prompt) == cold
-    assert node.daemon.status().tiers["loaded_disk_bytes_total"] == full * TINY_LLAMA.block_bytes
+    tiers = node.daemon.status().tiers
+    assert tiers["loaded_disk_bytes_total"] == tiers["loaded_bytes_total"] == full * TINY_LLAMA.block_bytes
     assert len(computed & node.sums()) >= full
 
 
