@@ -6,8 +6,14 @@
 //! ```
 //!
 //! Blocks move between the disk and an engine's region, [`DEPTH`] at once; reads are held against their checksums. fio moves
-//! pieces of the same size by the same calls (`io_uring`, O_DIRECT), as many at once, over as many bytes, a moment later; what
+//! pieces of the same size by the same calls (`io_uring`, `O_DIRECT`), as many at once, over as many bytes, a moment later; what
 //! the two get is compared round by round, as a disk that others use has good and bad seconds.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers of a benchmark, which are small and positive"
+)]
 
 use std::cell::RefCell;
 use std::path::Path;

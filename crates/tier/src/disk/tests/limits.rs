@@ -91,6 +91,20 @@ fn what_others_need_of_the_disk_is_left_to_them() {
 }
 
 #[test]
+fn shorter_files_leave_longer_ones_as_they_are() {
+    let mut world = World::new(LIMITS, SETTINGS);
+    let class = world.class(1, 60_000);
+    (0..3).for_each(|number| world.put(class, number).expect("room"));
+    world.limits = Limits { extent_bytes: 40 << 10, ..LIMITS };
+    world.reopen();
+    assert_eq!((world.recovery.blocks, world.recovery.damaged_files.len()), (3, 0));
+    let class = world.class(1, 60_000);
+    assert!((0..3).all(|number| world.holds(class, number)));
+    let refused = world.shelf().class(Fingerprint([2; 32]), 0, 60_000);
+    assert_eq!(refused, Err(Refused::Class), "another class has none of them");
+}
+
+#[test]
 fn blocks_larger_than_an_extent_are_refused() {
     let mut world = World::new(LIMITS, SETTINGS);
     let class = |world: &mut World, bytes| world.shelf().class(Fingerprint([1; 32]), 0, bytes);
