@@ -300,6 +300,7 @@ fn recover(folder: &Path) {
         "index: {bytes:.1} bytes of memory a block, {:.1} after recovery",
         shelf.index_bytes() as f64 / RECOVERED_BLOCKS as f64
     );
+    assert!(bytes <= 64.0 && shelf.index_bytes() as f64 <= 64.0 * RECOVERED_BLOCKS as f64);
     let begun = Instant::now();
     let known = CacheLimits { known_max: 2 << 20, tenant_bytes_max: u64::MAX, seed: 1 };
     let cache = Cache::new(shelf, known, Time::from_nanos(0));
