@@ -252,8 +252,9 @@ class SchedulerClient(Client, Protocol):
         """Asks what the local tiers hold of a prompt, and returns the key of the ``Found`` that will follow.
 
         ``groups`` holds the hashes of the prompt's full blocks in each transferred group, in order from the first.
-        ``tenant``, at most 32 bytes, is whose they are: two tenants have no hash in common, since the first block's has
-        the cache salt in it, so a daemon need not be told. What was found is kept from eviction, as a claim under the key, until all ranks have loaded, ``forget``, or the daemon's time limit.
+        ``tenant``, at most 32 bytes, is whose they are. Two tenants have no hash in common, since the first block's has
+        the cache salt in it, so a daemon need not be told. What was found is kept from eviction, as a claim under the
+        key, until all ranks have loaded, ``forget``, or the daemon's time limit.
         """
         ...
 

@@ -6,8 +6,14 @@
 //! ```
 //!
 //! Blocks move between the disk and an engine's region, [`DEPTH`] at once; reads are held against their checksums. fio moves
-//! pieces of the same size by the same calls (`io_uring`, O_DIRECT), as many at once, over as many bytes, a moment later; what
+//! pieces of the same size by the same calls (`io_uring`, `O_DIRECT`), as many at once, over as many bytes, a moment later; what
 //! the two get is compared round by round, as a disk that others use has good and bad seconds.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "numbers of a benchmark, which are small and positive"
+)]
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -294,6 +300,7 @@ fn recover(folder: &Path) {
         "index: {bytes:.1} bytes of memory a block, {:.1} after recovery",
         shelf.index_bytes() as f64 / RECOVERED_BLOCKS as f64
     );
+    assert!(bytes <= 64.0 && shelf.index_bytes() as f64 <= 64.0 * RECOVERED_BLOCKS as f64);
     let begun = Instant::now();
     let known = CacheLimits { known_max: 2 << 20, tenant_bytes_max: u64::MAX, seed: 1 };
     let cache = Cache::new(shelf, known, Time::from_nanos(0));

@@ -86,9 +86,10 @@ impl Shelf {
         let mut page = [0; size_of::<Header>()];
         let Ok(count) = read_all(&files.1, &mut page, 0) else { return Ok(false) };
         let Ok(header) = Header::parse(&page[..count], number, listed.file_bytes) else { return Ok(false) };
-        let Some(class) = self.find_or_add(header.class()).filter(|_| self.extents.len() < EXTENTS_MAX) else {
-            return Ok(false);
-        };
+        // Blocks that would not fit in a file of today's length stay where they are.
+        let cut = |extent_bytes| Cut::new(header.class().2, extent_bytes).or_else(|| Some(header.cut()));
+        let class = self.find_or_add(header.class(), cut).filter(|_| self.extents.len() < EXTENTS_MAX);
+        let Some(class) = class else { return Ok(false) };
         let room = header.cut().room().max(listed.room);
         self.directory.recount(listed.room, room);
         let mut extent = Extent::new(class, room, files, header);

@@ -192,12 +192,17 @@ impl Shelf {
         }
     }
 
-    pub(super) fn find_or_add(&mut self, key: (Fingerprint, u32, u64)) -> Option<ClassId> {
+    /// A class; `cut` says how the extents of a new one are cut.
+    pub(super) fn find_or_add(
+        &mut self,
+        key: (Fingerprint, u32, u64),
+        cut: impl FnOnce(u64) -> Option<Cut>,
+    ) -> Option<ClassId> {
         let place = match self.classes.iter().position(|class| class.key == key) {
             Some(place) => place,
             None if key.2 == 0 || self.classes.len() >= CLASSES_MAX => return None,
             None => {
-                let cut = Cut::new(key.2, self.directory.limits().extent_bytes)?;
+                let cut = cut(self.directory.limits().extent_bytes)?;
                 self.classes.push(Class { key, cut, open: Vec::new() });
                 self.classes.len() - 1
             }
@@ -247,6 +252,11 @@ impl Shelf {
                 Ok(())
             }
             Err(Errno::NOSPC | Errno::DQUOT) => Err(Refused::Full),
+            // Not the disk's fault, and over as soon as somebody closes a file.
+            Err(Errno::MFILE | Errno::NFILE) => {
+                self.counts.failed_files += 1;
+                Err(Refused::Full)
+            }
             Err(errno) => {
                 self.counts.failed_files += 1;
                 self.write_failed(DiskError::Io(errno));

@@ -3,7 +3,7 @@
 use kvferry_core::Fingerprint;
 
 use super::extent::Place;
-use super::format::Said;
+use super::format::{Cut, Said};
 use super::shelf::{Block, Filling, Progress, Shelf};
 use crate::store::{BlockHash, ClassId, Found, Held, NotKept, Refused, Reserved, Store, Tenant, parents_first};
 
@@ -12,7 +12,8 @@ impl Store for Shelf {
     type Block = Block;
 
     fn class(&mut self, fingerprint: Fingerprint, group: u32, block_bytes: u64) -> Result<ClassId, Refused> {
-        self.find_or_add((fingerprint, group, block_bytes)).ok_or(Refused::Class)
+        let cut = |extent_bytes| Cut::new(block_bytes, extent_bytes);
+        self.find_or_add((fingerprint, group, block_bytes), cut).ok_or(Refused::Class)
     }
 
     fn block_bytes(&self, class: ClassId) -> u64 {

@@ -91,6 +91,37 @@ fn what_others_need_of_the_disk_is_left_to_them() {
 }
 
 #[test]
+fn the_index_takes_at_most_64_bytes_a_block() {
+    let mut world = World::new(LIMITS, SETTINGS);
+    let class = world.class(1, 1);
+    let count = usize::try_from(fill(&mut world, class)).expect("small");
+    assert!(count > 500 && world.shelf().index_bytes() <= 64 * count, "{} for {count}", world.shelf().index_bytes());
+    world.reopen();
+    assert!(world.shelf().blocks() == count && world.shelf().index_bytes() <= 64 * count);
+    // The table by itself, just after it has grown.
+    let mut table = hashbrown::HashTable::<u32>::new();
+    for number in 0..917_505_u32 {
+        let sum = |number: &u32| u64::from(*number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        table.insert_unique(sum(&number), number, sum);
+    }
+    assert!(table.allocation_size() + 41 * table.len() <= 64 * table.len(), "{}", table.allocation_size());
+}
+
+#[test]
+fn shorter_files_leave_longer_ones_as_they_are() {
+    let mut world = World::new(LIMITS, SETTINGS);
+    let class = world.class(1, 60_000);
+    (0..3).for_each(|number| world.put(class, number).expect("room"));
+    world.limits = Limits { extent_bytes: 40 << 10, ..LIMITS };
+    world.reopen();
+    assert_eq!((world.recovery.blocks, world.recovery.damaged_files.len()), (3, 0));
+    let class = world.class(1, 60_000);
+    assert!((0..3).all(|number| world.holds(class, number)));
+    let refused = world.shelf().class(Fingerprint([2; 32]), 0, 60_000);
+    assert_eq!(refused, Err(Refused::Class), "another class has none of them");
+}
+
+#[test]
 fn blocks_larger_than_an_extent_are_refused() {
     let mut world = World::new(LIMITS, SETTINGS);
     let class = |world: &mut World, bytes| world.shelf().class(Fingerprint([1; 32]), 0, bytes);

@@ -190,6 +190,12 @@ impl Bench for World {
 }
 
 #[test]
+fn a_thread_of_its_own_may_have_both() {
+    const fn is_send<T: Send>() {}
+    const { (is_send::<Shelf>(), is_send::<Mover>(), is_send::<Done>()) };
+}
+
+#[test]
 fn the_disk_is_a_store_by_either_way() {
     for io in [Io::Auto, Io::Threads] {
         let mut world = World::new(LIMITS, Settings { io, ..SETTINGS });
