@@ -262,6 +262,10 @@ class SchedulerClient(Client, Protocol):
         """Tells the daemon that nobody will load under this claim. Fire and forget."""
         ...
 
+    def watch(self) -> None:
+        """Asks every daemon that is connected from now on to tell ``TierChanged``. Where nobody polls, some are dropped."""
+        ...
+
     def clear(self) -> None:
         """Nothing stored so far is to be found any more by engines of this fingerprint. Fire and forget.
 

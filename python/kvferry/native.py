@@ -88,6 +88,9 @@ class _NativeClient:
     def forget(self, key: int) -> None:
         self._client.forget(key)
 
+    def watch(self) -> None:
+        self._client.watch()
+
     def clear(self) -> None:
         self._client.clear()
 

@@ -151,6 +151,12 @@ mod native {
             Ok(())
         }
 
+        fn watch(&self, py: Python<'_>) -> PyResult<()> {
+            let client = self.open_client()?;
+            py.detach(|| client.watch());
+            Ok(())
+        }
+
         fn clear(&self, py: Python<'_>) -> PyResult<()> {
             let client = self.open_client()?;
             py.detach(|| client.clear());

@@ -91,6 +91,9 @@ class FakeClient:
         self._raise("forget")
         self.forgotten.append(key)
 
+    def watch(self):
+        self.watching = True
+
     def clear(self):
         self._raise("clear")
         self.cleared += 1

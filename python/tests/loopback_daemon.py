@@ -117,6 +117,9 @@ class _Loopback:
     def forget(self, key):
         self.daemon.tier.forgotten.append(key)
 
+    def watch(self):
+        self.watching = True
+
     def clear(self):
         self.daemon.tier.clear()
 

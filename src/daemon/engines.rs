@@ -21,6 +21,8 @@ pub(crate) struct Session {
     pub(crate) outbox: mpsc::Sender<Outgoing>,
     /// Its ring, once it has one.
     pub(crate) ring: Option<Completions>,
+    /// It wants to hear what comes into the tiers and leaves them.
+    pub(crate) watches: bool,
     /// Set once it has attached as a worker.
     pub(crate) rank: Option<Rank>,
 }

@@ -211,8 +211,15 @@ impl Hub {
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     ring_bytes: self.config.attach_ring.map_or(0, |ring| ring.bytes),
                 };
-                let open =
-                    Session { role: hello.role(), engine_id: hello.engine_id, process, outbox, ring: None, rank: None };
+                let open = Session {
+                    role: hello.role(),
+                    engine_id: hello.engine_id,
+                    process,
+                    outbox,
+                    ring: None,
+                    watches: false,
+                    rank: None,
+                };
                 self.engines.sessions.insert(session, open);
                 self.reply(session, 1, from_daemon::Body::Welcome(welcome));
             }
@@ -254,6 +261,12 @@ impl Hub {
             }
             (to_daemon::Body::Forget(forget), v1::Role::Scheduler) => {
                 self.forget(session, forget.key);
+                Ok(None)
+            }
+            (to_daemon::Body::Watch(_), v1::Role::Scheduler) => {
+                if let Some(open) = self.engines.sessions.get_mut(&session) {
+                    open.watches = true;
+                }
                 Ok(None)
             }
             (to_daemon::Body::Clear(_), v1::Role::Scheduler) => {

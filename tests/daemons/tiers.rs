@@ -127,6 +127,36 @@ fn clearing_reaches_everything_that_was_stored() {
 }
 
 #[test]
+fn a_scheduler_that_watches_hears_what_comes_and_goes_also_from_the_next_daemon() {
+    let mut node = Node::start();
+    let mut engine = StandInEngine::attach(&node.daemon, "E0");
+    engine.scheduler.watch();
+    for life in 0..2_u8 {
+        let names = hashes(10 * life + 1..10 * life + 3);
+        let (key, _) = engine.store(None, &names, &[1, 2]);
+        engine.commit(key);
+        let mut told = Vec::new();
+        wait(
+            || "the news".to_owned(),
+            || {
+                for event in engine.scheduler.poll() {
+                    if let Event::TierChanged { tier, stored, removed } = event {
+                        assert_eq!((tier.as_str(), removed.len()), ("host", 0));
+                        told.extend(stored);
+                    }
+                }
+                (told.len() >= 2).then_some(())
+            },
+        );
+        assert_eq!(told, [(0, names[0]), (0, names[1])]);
+        if life == 0 {
+            node.daemon.restart();
+            engine.wait_attached_again();
+        }
+    }
+}
+
+#[test]
 fn what_an_engine_asks_wrongly_fails_and_hurts_nobody() {
     let node = Node::start();
     let mut engine = StandInEngine::attach(&node.daemon, "E0");

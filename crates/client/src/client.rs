@@ -53,7 +53,7 @@ pub enum ClientError {
 /// A connection to the daemon that repairs itself. Dropping it ends the connection, and with it all that the daemon
 /// holds for this process.
 pub struct Client {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
     next_id: AtomicU64,
 }

@@ -22,6 +22,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// After a refusal: the reason is unlikely to go away sooner.
 const BACKOFF_REFUSED: Duration = Duration::from_secs(1);
+/// Events that wait for their poll before news of the tiers are dropped.
+const NEWS_MAX: usize = 4096;
 /// How long a daemon may take to answer a greeting or an attach.
 const GREETING_MAX: Duration = Duration::from_secs(5);
 
@@ -49,6 +51,8 @@ pub(crate) struct State {
     pub(crate) asked: HashMap<u64, Asked>,
     /// Sent by nobody's call, as soon as there is room.
     owed: VecDeque<v1::ToDaemon>,
+    /// Every daemon is told to tell what its tiers do.
+    pub(crate) watches: bool,
     pub(crate) stopped: bool,
     /// Raised by `attach`, so that a connection made before it is made again.
     pub(crate) attach_again: bool,
@@ -109,6 +113,8 @@ impl State {
             | from_daemon::Body::Loaded(_)
             | from_daemon::Body::Copied(_)
             | from_daemon::Body::Stored(_) => self.events.extend(asked::outcome(&mut self.asked, body)),
+            // News for who looks: where nobody does, they do not pile up.
+            from_daemon::Body::TierChanged(_) if self.events.len() >= NEWS_MAX => {}
             from_daemon::Body::TierChanged(changed) => self.events.push_back(asked::changed(changed)),
             from_daemon::Body::LeaseEnded(ended) => self.events.push_back(Event::LeaseEnded {
                 lease_id: ended.lease_id,
@@ -209,6 +215,10 @@ impl Shared {
             state.stream = Some(Arc::clone(&stream));
             state.hop = hop;
             state.tell_connection(Event::Connected { daemon_epoch });
+            if state.watches {
+                state.owed.push_back(v1::ToDaemon { id: 0, body: Some(to_daemon::Body::Watch(v1::Watch {})) });
+                state.drain();
+            }
             if state.stopped || state.attach_again {
                 Self::drop_connection(&state);
             }

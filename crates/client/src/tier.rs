@@ -28,6 +28,12 @@ impl Client {
         self.tell(to_daemon::Body::Clear(v1::Clear {}));
     }
 
+    /// Wants [`crate::Event::TierChanged`] from now on, from every daemon. Some are dropped where nobody polls.
+    pub fn watch(&self) {
+        self.shared.state().watches = true;
+        self.tell(to_daemon::Body::Watch(v1::Watch {}));
+    }
+
     /// Asks for blocks that a lookup of the engine's scheduler has found, under its key `claim`. [`crate::Event::Loaded`]
     /// with the returned key follows, exactly once.
     pub fn load(&self, request_id: &str, claim: u64, groups: &[LoadedBlocks], deadline_ms: u64) -> u64 {

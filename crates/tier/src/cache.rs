@@ -19,26 +19,15 @@ use crate::eviction::{BlockNumber, Eviction, Settings};
 use crate::store::{BlockHash, ClassId, Found, Refused, Reserved as _, Store, Tenant};
 use crate::tenants::Tenants;
 
+mod room;
+
+use self::room::Newest;
+
+/// Changes that are kept for who asks: who does so seldom misses some.
+const CHANGES_MAX: usize = 1 << 16;
+
 /// Victims for one place: a part's worth of blocks may have to go before one is free.
 const VICTIMS_MAX: usize = 1 << 16;
-
-/// The block that room is made for.
-#[derive(Clone, Copy)]
-struct Newest {
-    number: BlockNumber,
-    /// Whether it may turn out to be worth least.
-    may_go: bool,
-}
-
-impl Newest {
-    /// No block's number.
-    const NOBODY: Self = Self { number: BlockNumber::MAX, may_go: false };
-
-    /// Whether this is the block, and may go.
-    const fn is(self, block: BlockNumber) -> bool {
-        self.may_go && block == self.number
-    }
-}
 
 /// Blocks of a store, the most useful ones.
 pub struct Cache<S> {
@@ -52,9 +41,21 @@ pub struct Cache<S> {
     /// Blocks that went to make room.
     evicted: u64,
     damaged: u64,
+    changes: Vec<Change>,
 }
 
 type Name = (ClassId, BlockHash);
+
+/// A block that came, or went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Of the block.
+    pub class: ClassId,
+    /// Of the block.
+    pub hash: BlockHash,
+    /// It is found from now on; else it is not there any more.
+    pub is_there: bool,
+}
 
 /// Limits of a [`Cache`].
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +103,7 @@ impl<S: Store> Cache<S> {
             tenants: Tenants::new(limits.tenant_bytes_max),
             evicted: 0,
             damaged: 0,
+            changes: Vec::new(),
         };
         for Found { class, hash, parent, tenant } in found {
             let number = cache.number((class, hash));
@@ -154,6 +156,7 @@ impl<S: Store> Cache<S> {
         if gone {
             self.damaged += 1;
             self.lose(class, hash);
+            self.changed(class, *hash, false);
         }
         gone
     }
@@ -359,7 +362,11 @@ impl<S: Store> Cache<S> {
             None if self.store.remove(class, &hash) => self.lose(class, &hash),
             None => {}
         }
-        self.store.contains(class, &hash)
+        let is_there = self.store.contains(class, &hash);
+        if is_there && stays.is_some() {
+            self.changed(class, hash, true);
+        }
+        is_there
     }
 
     /// The block does not come after all; see [`Store::abandon`].
@@ -379,7 +386,19 @@ impl<S: Store> Cache<S> {
         for hash in names {
             if self.store.remove(class, &hash) {
                 self.lose(class, &hash);
+                self.changed(class, hash, false);
             }
+        }
+    }
+
+    /// What came and went since the last call, in order: whoever takes no interest calls it all the same.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    fn changed(&mut self, class: ClassId, hash: BlockHash, is_there: bool) {
+        if self.changes.len() < CHANGES_MAX {
+            self.changes.push(Change { class, hash, is_there });
         }
     }
 
@@ -388,52 +407,6 @@ impl<S: Store> Cache<S> {
             self.eviction.lose(number);
             self.tenants.uncount(number);
         }
-    }
-
-    /// One block of this tenant less. False: none goes for this one.
-    fn evict_of(&mut self, now: Time, tenant: Tenant, newest: Newest) -> bool {
-        let (store, names, tenants) = (&self.store, &self.names, &self.tenants);
-        let may_go = |block: BlockNumber| {
-            newest.is(block)
-                || (tenants.owner(block) == Some(tenant)
-                    && names[block as usize].is_some_and(|(class, hash)| store.may_go(class, &hash)))
-        };
-        let victim = self.eviction.victim(now, newest.number, may_go).filter(|&victim| victim != newest.number);
-        victim.is_some_and(|victim| self.evict(victim))
-    }
-
-    /// A victim leaves the store.
-    fn evict(&mut self, victim: BlockNumber) -> bool {
-        self.evicted += 1;
-        self.tenants.uncount(victim);
-        self.names[victim as usize].is_some_and(|(class, hash)| self.store.remove(class, &hash))
-    }
-
-    /// One block less, or a part's worth of them. False: nobody goes for this one.
-    fn make_room(&mut self, now: Time, class: ClassId, newest: Newest) -> bool {
-        let (store, names) = (&self.store, &self.names);
-        let may_go = |block: BlockNumber| {
-            newest.is(block) || names[block as usize].is_some_and(|(of, hash)| of == class && store.may_go(of, &hash))
-        };
-        match self.eviction.victim(now, newest.number, may_go) {
-            // The first of its class competes with nobody of its kind.
-            Some(victim) if victim == newest.number => !self.store.has_blocks(class) && self.take_part(class),
-            Some(victim) => self.evict(victim),
-            None => self.take_part(class),
-        }
-    }
-
-    /// Empties the part of another class that has the fewest blocks.
-    fn take_part(&mut self, class: ClassId) -> bool {
-        let names = self.store.emptiest_part(class);
-        let mut room = false;
-        for (of, hash) in names {
-            if self.store.remove(of, &hash) {
-                (room, self.evicted) = (true, self.evicted + 1);
-                self.lose(of, &hash);
-            }
-        }
-        room
     }
 
     fn number(&mut self, name: Name) -> BlockNumber {

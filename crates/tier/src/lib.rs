@@ -20,5 +20,5 @@ mod tenants;
 pub mod tiers;
 pub mod twin;
 
-pub use cache::{Cache, CacheLimits, NotAdmitted};
+pub use cache::{Cache, CacheLimits, Change, NotAdmitted};
 pub use store::{BlockHash, CLASSES_MAX, ClassId, Found, Held, NotKept, Refused, Reserved, Store, Tenant};

@@ -81,6 +81,8 @@ class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
                 transfer.kv_load_failure_policy,
             )
         client = native.start_scheduler(self._settings.socket, transfer.engine_id, self._settings.reply_timeout_ms)
+        if self._publishes_events():
+            client.watch()
         side = SchedulerSide(
             self._settings,
             client,

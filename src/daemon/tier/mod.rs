@@ -21,7 +21,7 @@ use kvferry_memory::Meter;
 use kvferry_proto::v1::{self, from_daemon};
 use kvferry_tier::disk::Shelf;
 use kvferry_tier::host::{Arena, Recovered};
-use kvferry_tier::tiers::{Device, LoadRequest, Lookup, StoreRequest, TierEvent, TierFailure, TierLimits, Tiers};
+use kvferry_tier::tiers::{Device, LoadRequest, Lookup, StoreRequest, Tier, TierEvent, TierFailure, TierLimits, Tiers};
 use kvferry_tier::{BlockHash, Cache, CacheLimits, Tenant};
 
 use self::thread::{TierCommand, TierHandle};
@@ -291,6 +291,9 @@ impl Hub {
                     tiering.claims.retain(|_, of| of.work != claim);
                 }
             }
+            TierEvent::Changed { fingerprint, tier, stored, removed } => {
+                self.tell_watchers(fingerprint, &changed(tier, &stored, &removed));
+            }
             TierEvent::Cleared { fingerprint } => {
                 let again = self.tiering.as_mut().and_then(|tiering| tiering.clearing.remove(&fingerprint));
                 let workers = self.engines.engines.values().flat_map(|engine| engine.workers.values());
@@ -333,6 +336,20 @@ impl Hub {
                 let Some(asked) = self.end_asked(work) else { return };
                 self.reply(asked.session, 0, from_daemon::Body::Stored(v1::Stored { key: asked.key, blocks }));
             }
+        }
+    }
+
+    /// To the schedulers that asked for it, of engines of this fingerprint.
+    fn tell_watchers(&mut self, fingerprint: Fingerprint, changed: &v1::TierChanged) {
+        let is_of =
+            |engine: &super::engines::Engine| engine.workers.values().any(|worker| worker.fingerprint == fingerprint);
+        let sessions = self
+            .engines
+            .sessions
+            .iter()
+            .filter(|(_, open)| open.watches && self.engines.engines.get(&open.engine_id).is_some_and(is_of));
+        for session in sessions.map(|(session, _)| *session).collect::<Vec<_>>() {
+            self.reply(session, 0, from_daemon::Body::TierChanged(changed.clone()));
         }
     }
 
@@ -384,6 +401,22 @@ impl Hub {
         }
         sent.then_some(()).ok_or(TierFailure::Limit.word())
     }
+}
+
+fn changed(tier: Tier, stored: &[(u32, BlockHash)], removed: &[(u32, BlockHash)]) -> v1::TierChanged {
+    let by_group = |names: &[(u32, BlockHash)]| {
+        let count = names.iter().map(|(group, _)| group + 1).max().unwrap_or(0);
+        let of_group = |group| {
+            let of = names.iter().filter(|(of, _)| *of == group);
+            v1::BlockHashes { hashes: of.flat_map(|(_, hash)| *hash).collect() }
+        };
+        (0..count).map(of_group).collect()
+    };
+    let tier = match tier {
+        Tier::Host => "host",
+        Tier::Disk => "disk",
+    };
+    v1::TierChanged { tier: tier.to_owned(), stored: by_group(stored), removed: by_group(removed) }
 }
 
 fn word(failure: Option<TierFailure>) -> String {

@@ -46,9 +46,30 @@ impl TierFailure {
     }
 }
 
+/// Where blocks rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// Host memory.
+    Host,
+    /// A disk.
+    Disk,
+}
+
 /// What whoever asked is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TierEvent {
+    /// Blocks of one fingerprint came and went, each with its cache group. Of engines with several ranks, those of the
+    /// first.
+    Changed {
+        /// Of whom.
+        fingerprint: Fingerprint,
+        /// Where.
+        tier: Tier,
+        /// Found from now on.
+        stored: Vec<(u32, BlockHash)>,
+        /// Not there any more.
+        removed: Vec<(u32, BlockHash)>,
+    },
     /// The answer to a lookup.
     Found {
         /// The lookup, and the claim's name.

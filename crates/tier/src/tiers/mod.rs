@@ -35,10 +35,12 @@ pub use self::copying::{Copied, CopyJob, JobId};
 use self::demotions::Demotions;
 pub use self::device::Device;
 use self::loads::{Load, Loading};
-pub use self::messages::{ChainPiece, DiskJob, LoadRequest, Loaded, Lookup, StoreRequest, TierEvent, TierFailure};
+pub use self::messages::{
+    ChainPiece, DiskJob, LoadRequest, Loaded, Lookup, StoreRequest, Tier, TierEvent, TierFailure,
+};
 use self::promotions::Promotions;
 use self::stores::Store;
-use crate::cache::Cache;
+use crate::cache::{Cache, Change};
 use crate::disk::{Done, Shelf};
 use crate::host::{Arena, Block};
 use crate::store::{BlockHash, ClassId};
@@ -93,6 +95,8 @@ pub struct Tiers {
     /// Blocks that are not what was stored, and go once nobody holds them. Nobody finds them meanwhile.
     damaged: HashSet<(ClassId, BlockHash)>,
     damaged_on_disk: HashSet<(ClassId, BlockHash)>,
+    /// Classes of first ranks: whose they are, and which cache group.
+    owners: HashMap<(Tier, ClassId), (Fingerprint, u32)>,
     events: VecDeque<TierEvent>,
 }
 
@@ -124,6 +128,7 @@ impl Tiers {
             clearing: Vec::new(),
             damaged: HashSet::new(),
             damaged_on_disk: HashSet::new(),
+            owners: HashMap::new(),
             events: VecDeque::new(),
         }
     }
@@ -148,6 +153,9 @@ impl Tiers {
 
     /// The next thing to say.
     pub fn poll_event(&mut self) -> Option<TierEvent> {
+        if self.events.is_empty() {
+            self.tell_changes();
+        }
         self.events.pop_front()
     }
 
@@ -296,7 +304,31 @@ impl Tiers {
             (device.fingerprint(), device.part(group)?, device.group(group)?.bytes_per_block(0)?);
         let host = self.host.class(fingerprint, part, bytes).ok()?;
         let disk = self.disk.as_mut().and_then(|disk| disk.class(fingerprint, part, bytes).ok());
+        if device.rank().0 == 0 {
+            self.owners.insert((Tier::Host, host), (fingerprint, part));
+            self.owners.extend(disk.map(|disk| ((Tier::Disk, disk), (fingerprint, part))));
+        }
         Some(Kind { host, disk })
+    }
+
+    fn tell_changes(&mut self) {
+        let disk = self.disk.as_mut().map(Cache::take_changes).unwrap_or_default();
+        for (tier, changes) in [(Tier::Host, self.host.take_changes()), (Tier::Disk, disk)] {
+            for Change { class, hash, is_there } in changes {
+                // Of another rank, or of an engine that was here before this daemon.
+                let Some(&(of, group)) = self.owners.get(&(tier, class)) else { continue };
+                let goes_on = |event: &TierEvent| matches!(event, TierEvent::Changed { fingerprint, tier: at, .. } if (*fingerprint, *at) == (of, tier));
+                if !self.events.back().is_some_and(goes_on) {
+                    let (stored, removed) = (Vec::new(), Vec::new());
+                    self.events.push_back(TierEvent::Changed { fingerprint: of, tier, stored, removed });
+                }
+                if let Some(TierEvent::Changed { stored, removed, .. }) = self.events.back_mut() {
+                    // What came and went in one breath has gone.
+                    stored.retain(|&named| is_there || named != (group, hash));
+                    if is_there { stored } else { removed }.push((group, hash));
+                }
+            }
+        }
     }
 
     fn draw_job(&mut self) -> JobId {

@@ -33,6 +33,8 @@ struct Node {
     tiers: Tiers,
     mover: Mover,
     next: u64,
+    /// What came and went.
+    changes: Vec<TierEvent>,
 }
 
 fn open(folder: &Path, disk: Option<&tempfile::TempDir>) -> Tiers {
@@ -68,7 +70,7 @@ impl Node {
     fn new() -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         let tiers = open(folder.path(), None);
-        Self { folder, disk: None, tiers, mover: mover(), next: 0 }
+        Self { folder, disk: None, tiers, mover: mover(), next: 0, changes: Vec::new() }
     }
 
     fn with_disk() -> Self {
@@ -77,7 +79,7 @@ impl Node {
         let program = std::env::current_exe().expect("a program");
         let disk = tempfile::tempdir_in(program.parent().expect("in a folder")).expect("a folder on the disk");
         let tiers = open(folder.path(), Some(&disk));
-        Self { folder, disk: Some(disk), tiers, mover: mover(), next: 0 }
+        Self { folder, disk: Some(disk), tiers, mover: mover(), next: 0, changes: Vec::new() }
     }
 
     /// The daemon ends, and the next one finds no host memory of its.
@@ -108,7 +110,10 @@ impl Node {
                 break;
             }
         }
-        std::iter::from_fn(|| self.tiers.poll_event()).collect()
+        let events = std::iter::from_fn(|| self.tiers.poll_event());
+        let (changes, events) = events.partition(|event| matches!(event, TierEvent::Changed { .. }));
+        self.changes.extend::<Vec<_>>(changes);
+        events
     }
 
     /// Whether there was anything.
@@ -230,7 +235,7 @@ fn what_one_engine_stored_another_loads_also_from_the_next_daemon() {
     assert_eq!(node.keep(at(1), &first, Some(3), &[(3, 60), (4, 5)]), 1, "one is there already");
     let Node { folder, tiers, mover, .. } = node;
     drop(tiers);
-    let mut node = Node { tiers: open(folder.path(), None), disk: None, folder, mover, next: 100 };
+    let mut node = Node { tiers: open(folder.path(), None), disk: None, folder, mover, next: 100, changes: Vec::new() };
     let chain: Vec<_> = (1..=6).map(hash).collect();
     let (claim, held) = node.lookup(at(2), &[&second], &chain);
     assert_eq!(held, 4);
@@ -404,4 +409,27 @@ fn loads_take_turns() {
     })
     .collect();
     assert_eq!(order, [long, short, long, long, long]);
+}
+
+#[test]
+fn who_watches_hears_what_comes_and_goes() {
+    let mut node = Node::new();
+    let (engine, other_rank) = (device(0, 1), device(1, 1));
+    node.keep(at(0), &engine, None, &[(1, 0), (2, 1)]);
+    node.keep(at(0), &other_rank, None, &[(1, 0)]);
+    node.tiers.clear(at(1), &[Arc::clone(&engine)]);
+    node.run(at(1));
+    let changed = |stored: &[u8], removed: &[u8]| TierEvent::Changed {
+        fingerprint: engine.fingerprint(),
+        tier: Tier::Host,
+        stored: stored.iter().map(|&number| (0, hash(number))).collect(),
+        removed: removed.iter().map(|&number| (0, hash(number))).collect(),
+    };
+    let mut changes = std::mem::take(&mut node.changes);
+    for change in &mut changes {
+        if let TierEvent::Changed { removed, .. } = change {
+            removed.sort_unstable();
+        }
+    }
+    assert_eq!(changes, [changed(&[1, 2], &[]), changed(&[], &[1, 2])]);
 }

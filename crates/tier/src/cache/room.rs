@@ -1,0 +1,79 @@
+//! Who goes when a block is to come.
+
+use kvferry_core::Time;
+
+use super::Cache;
+use crate::eviction::BlockNumber;
+use crate::store::{ClassId, Store, Tenant};
+
+/// The block that room is made for.
+#[derive(Clone, Copy)]
+pub(super) struct Newest {
+    pub(super) number: BlockNumber,
+    /// Whether it may turn out to be worth least.
+    pub(super) may_go: bool,
+}
+
+impl Newest {
+    /// No block's number.
+    pub(super) const NOBODY: Self = Self { number: BlockNumber::MAX, may_go: false };
+
+    /// Whether this is the block, and may go.
+    const fn is(self, block: BlockNumber) -> bool {
+        self.may_go && block == self.number
+    }
+}
+
+impl<S: Store> Cache<S> {
+    /// One block of this tenant less. False: none goes for this one.
+    pub(super) fn evict_of(&mut self, now: Time, tenant: Tenant, newest: Newest) -> bool {
+        let (store, names, tenants) = (&self.store, &self.names, &self.tenants);
+        let may_go = |block: BlockNumber| {
+            newest.is(block)
+                || (tenants.owner(block) == Some(tenant)
+                    && names[block as usize].is_some_and(|(class, hash)| store.may_go(class, &hash)))
+        };
+        let victim = self.eviction.victim(now, newest.number, may_go).filter(|&victim| victim != newest.number);
+        victim.is_some_and(|victim| self.evict(victim))
+    }
+
+    /// A victim leaves the store.
+    fn evict(&mut self, victim: BlockNumber) -> bool {
+        self.evicted += 1;
+        self.tenants.uncount(victim);
+        let Some((class, hash)) = self.names[victim as usize] else { return false };
+        let gone = self.store.remove(class, &hash);
+        if gone {
+            self.changed(class, hash, false);
+        }
+        gone
+    }
+
+    /// One block less, or a part's worth of them. False: nobody goes for this one.
+    pub(super) fn make_room(&mut self, now: Time, class: ClassId, newest: Newest) -> bool {
+        let (store, names) = (&self.store, &self.names);
+        let may_go = |block: BlockNumber| {
+            newest.is(block) || names[block as usize].is_some_and(|(of, hash)| of == class && store.may_go(of, &hash))
+        };
+        match self.eviction.victim(now, newest.number, may_go) {
+            // The first of its class competes with nobody of its kind.
+            Some(victim) if victim == newest.number => !self.store.has_blocks(class) && self.take_part(class),
+            Some(victim) => self.evict(victim),
+            None => self.take_part(class),
+        }
+    }
+
+    /// Empties the part of another class that has the fewest blocks.
+    fn take_part(&mut self, class: ClassId) -> bool {
+        let names = self.store.emptiest_part(class);
+        let mut room = false;
+        for (of, hash) in names {
+            if self.store.remove(of, &hash) {
+                (room, self.evicted) = (true, self.evicted + 1);
+                self.lose(of, &hash);
+                self.changed(of, hash, false);
+            }
+        }
+        room
+    }
+}
