@@ -1,6 +1,7 @@
 //! The disk store in a folder on the disk that the tests are built on.
 
 mod bits;
+mod caching;
 mod faults;
 mod limits;
 mod moving;
