@@ -15,7 +15,7 @@ use kvferry_transport::COPY_THREADS_MAX;
 use kvferry_transport_tcp::{Congestion, Io, THREADS_MAX};
 
 use raw::RawConfig;
-pub(crate) use tier::HostTier;
+pub(crate) use tier::{DiskTier, HostTier};
 
 /// What a config must say to let daemons talk in the clear beyond loopback.
 pub(crate) const PLAINTEXT_WORDS: &str = "anyone on this network may read and forge KV cache";
@@ -61,6 +61,8 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     /// Blocks are kept in host memory.
     pub(crate) tier_host: Option<HostTier>,
+    /// And on a disk.
+    pub(crate) tier_disk: Option<DiskTier>,
 }
 
 /// Files of mutual TLS between daemons, PEM.
@@ -222,7 +224,12 @@ impl Config {
             admin_listen: admin.listen,
             limits: limits.check(ring_spins)?,
             tier_host: tier.host.map(raw::Host::check).transpose()?,
+            tier_disk: tier.disk.map(raw::Disk::check).transpose()?,
         };
+        ensure!(
+            config.tier_disk.is_none() || config.tier_host.is_some(),
+            "[tier.disk] needs [tier.host]: blocks go to the disk by way of host memory"
+        );
         ensure!((1..=64).contains(&config.node.len()), "node: a name of 1 to 64 bytes");
         ensure!((1..=16).contains(&config.peer_streams), "peer.streams: 1 to 16");
         ensure!(

@@ -5,6 +5,8 @@ Unlike the scripted client it moves real bytes, so that a real engine decodes fr
 
 import mmap
 
+from loopback_tier import LoopbackTier
+
 from kvferry.client import Granted, LeaseEnded, RefusedError, TransferDone
 
 
@@ -22,6 +24,7 @@ class LoopbackDaemon:
         # What becomes of redeems: "deliver", "hold" until told otherwise, or the word of a failure.
         self.mode = "deliver"
         self.connected = True
+        self.tier = LoopbackTier(self)
 
     def start_scheduler(self, *_):
         """In place of kvferry.native.start_scheduler."""
@@ -102,7 +105,37 @@ class _Loopback:
         self.daemon.waiting[key] = (request_id, ticket, groups)
         return key
 
+    def _key(self):
+        self.daemon.keys += 1
+        return self.daemon.keys
+
+    def lookup(self, request_id, groups, tenant):
+        key = self._key()
+        self.daemon.tier.lookup(key, request_id, groups, tenant)
+        return key
+
+    def forget(self, key):
+        self.daemon.tier.forgotten.append(key)
+
+    def clear(self):
+        self.daemon.tier.clear()
+
+    def load(self, request_id, claim, groups, deadline_ms):
+        key = self._key()
+        self.daemon.tier.load(key, request_id, claim, groups)
+        return key
+
+    def store(self, request_id, groups, tenant):
+        key = self._key()
+        self.daemon.tier.store(key, request_id, groups, tenant)
+        return key
+
+    def commit(self, key):
+        self.daemon.tier.commit(key)
+
     def abort(self, key):
+        if key not in self.daemon.waiting:
+            return
         request_id, _, _ = self.daemon.waiting.pop(key)
         self.daemon.worker_events.append(TransferDone(key, request_id, "cancelled", 0, 0))
 

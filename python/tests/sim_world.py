@@ -10,6 +10,8 @@ import json
 from types import SimpleNamespace
 
 from fake_request import NEW_PREFILL, Clock
+from sim_pool import check
+from sim_tier import Tier, TierCalls
 
 from kvferry.client import (
     DAEMON_GONE,
@@ -30,6 +32,7 @@ class Node:
 
     def __init__(self, world):
         self.world, self.up, self.epoch, self.clients = world, True, 1, []
+        self.tier = Tier(self, world)
 
     def scheduler_client(self, engine):
         return self._client(engine, None)
@@ -53,6 +56,7 @@ class Node:
             if transfer.client.node is self and not transfer.answered:
                 transfer.answer(DAEMON_GONE)
                 transfer.until = until
+        self.tier.lose(killed)
         for lease in world.leases.values():
             if lease.client.node is self:
                 lease.until = min(lease.until, until)
@@ -68,7 +72,7 @@ class Node:
                 client.events.append(Connected(self.epoch))
 
 
-class Client:
+class Client(TierCalls):
     """One process's connection, both roles."""
 
     def __init__(self, node, engine, rank):
@@ -125,6 +129,7 @@ class Client:
         for transfer in self.world.transfers:
             if transfer.key == key and self.node.up:
                 transfer.cancelled = True
+        self.abort_tier(key)
 
 
 class Transfer:
@@ -172,11 +177,12 @@ class Transfer:
 
     def _move(self, lease, index, position, target):
         source = lease.groups[index][position]
-        assert source != 0, "a null block was asked for"
+        check(source != 0, "a null block was asked for")
         holder, reader, rank = lease.client.engine, self.client.engine, self.client.rank
-        assert holder.owns(lease.request_id, source), "a leased block was taken back"
-        assert reader.owns(self.request_id, target), "a block was written that is another request's"
-        reader.memory[rank][target] = holder.memory[rank][source]
+        check(holder.owns(lease.request_id, source), "a leased block was taken back")
+        check(reader.owns(self.request_id, target), "a block was written that is another request's")
+        # Whatever weights it came from: a ticket says nothing of them.
+        reader.memory[rank][target] = (*holder.memory[rank][source][:3], None)
 
 
 class World:
@@ -204,16 +210,27 @@ class World:
         if self.rng.random() < self.faults * 0.1:
             lease.client.events.append(event)
 
+    def nudge(self):
+        """Daemons work also while engines do."""
+        for _ in range(self.rng.randint(0, 2)):
+            self.work()
+
     def turn(self, seconds):
         self.clock.now += seconds
         for lease in self.leases.values():
             if not lease.told and not self.is_live(lease):
                 self.tell(lease, "expired")
+        self.work()
+        self.leases = {ticket: lease for ticket, lease in self.leases.items() if not lease.told or self.is_live(lease)}
+
+    def work(self):
+        for node in self.nodes:
+            if node.up or node.tier.loads:
+                node.tier.turn()
         for transfer in self.transfers:
             if not transfer.answered or (transfer.until is not None and self.clock.now < transfer.until):
                 transfer.turn(self)
         self.transfers = [t for t in self.transfers if not t.answered or (t.until or 0) > self.clock.now]
-        self.leases = {ticket: lease for ticket, lease in self.leases.items() if not lease.told or self.is_live(lease)}
 
 
 class Router:
@@ -229,14 +246,26 @@ class Router:
         family = self.rng.randint(0, 2)
         return [family * 1000 + index for index in range(length - 1)] + [self.rng.randint(0, 9)]
 
+    @staticmethod
+    def salt(prompt):
+        return "salt" if prompt[0] == 2000 else None
+
     def turn(self):
         if self.rng.random() < 0.25:
             name = f"p{self.world.number()}"
             self.prompts[name] = self.new_prompt()
-            self.prefiller.add(name, self.prompts[name], dict(NEW_PREFILL), self.rng.choice([1, 1, 1, 3]))
+            self.prefiller.add(
+                name,
+                self.prompts[name],
+                dict(NEW_PREFILL),
+                self.rng.choice([1, 1, 1, 3, 40]),
+                self.salt(self.prompts[name]),
+            )
         for engine in (self.prefiller, self.decoder):
             if engine.requests and self.rng.random() < self.world.faults * 0.05:
                 engine.abort(self.rng.choice(sorted(engine.requests)))
+            if self.rng.random() < self.world.faults * 0.03:
+                engine.change_weights()
         for name in list(self.prompts):
             if name in self.prefiller.results:
                 self.decode(name, self.prompts.pop(name), self.prefiller.results[name][1])
@@ -249,13 +278,12 @@ class Router:
             params = self.tamper(params)
         if self.rng.random() < self.world.faults * 0.05:
             prompt = self.new_prompt()
-        local = self.rng.choice(
-            [0, 0, len(prompt) // 32 * 32 if len(prompt) % 32 else 0, 32 if len(prompt) > 40 else 0]
-        )
         for copy in range(2 if self.rng.random() < self.world.faults * 0.1 else 1):
             asked = f"d{name}-{copy}"
             self.asked.add(asked)
-            self.decoder.add(asked, prompt, json.loads(json.dumps(params)), self.rng.randint(1, 4), local)
+            self.decoder.add(
+                asked, prompt, json.loads(json.dumps(params)), self.rng.choice([1, 2, 4, 4, 20]), self.salt(prompt)
+            )
 
     def tamper(self, params):
         ours = params["kvferry"]

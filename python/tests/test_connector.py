@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 from fake_client import FakeClient
 from fake_request import NEW_PREFILL, Status, blocks, request
+from test_tiers import output
 
 from kvferry import native
+from kvferry.client import TierChanged
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def spec(kind="FullAttentionSpec"):
     return type(kind, (), fields)()
 
 
-def configs(policy="recompute", extra=None, kind="FullAttentionSpec"):
+def configs(policy="recompute", extra=None, kind="FullAttentionSpec", caching=False, events=False):
     transfer = SimpleNamespace(
         kv_connector_extra_config={} if extra is None else extra,
         kv_load_failure_policy=policy,
@@ -45,7 +47,13 @@ def configs(policy="recompute", extra=None, kind="FullAttentionSpec"):
     group = SimpleNamespace(kv_cache_spec=spec(kind), layer_names=["a"], enable_kv_transfer=True)
     tensor = SimpleNamespace(size=2048, layers=["a"], layer_stride=2048, block_stride=256, offset=0)
     cache = SimpleNamespace(kv_cache_groups=[group], kv_cache_tensors=[tensor], num_blocks=8, kv_cache_layout="LBHNC")
-    return SimpleNamespace(kv_transfer_config=transfer, parallel_config=parallel, cache_config=SimpleNamespace()), cache
+    config = SimpleNamespace(
+        kv_transfer_config=transfer,
+        parallel_config=parallel,
+        cache_config=SimpleNamespace(enable_prefix_caching=caching, prefix_caching_hash_algo="sha256", block_size=16),
+        kv_events_config=SimpleNamespace(enable_kv_cache_events=True) if events else None,
+    )
+    return config, cache
 
 
 def connector(role="SCHEDULER", **options):
@@ -161,6 +169,78 @@ def test_a_transfer_from_hook_to_hook(clients):
         SimpleNamespace(finished_recving={"d"}, failed_recving=set(), kv_connector_worker_meta=None)
     )
     assert prefiller._scheduler._loading == {}
+
+
+def test_a_block_from_hook_to_hook(clients, monkeypatch):
+    """Stored by one request, loaded by the next, told as events."""
+    monkeypatch.setattr("vllm.v1.core.kv_cache_utils.resolve_kv_cache_block_sizes", lambda cache, config: (16, 16))
+    made, worker = connector(caching=True, events=True), connector("WORKER")
+    client = clients["scheduler"]
+    client.tiers = True
+    new = request("a", 40)
+    new.block_hashes = [b"1" * 32, b"2" * 32]
+    assert made.get_num_new_matched_tokens(new, 0) == (None, False)
+    client.found(100, (0,), (0,))
+    assert made.get_num_new_matched_tokens(new, 0) == (0, False)
+    made.update_state_after_alloc(new, blocks([1, 2, 3]), 0)
+    step(worker, made.build_connector_meta(output({"a": 0}, {"a": 40}, {"a": ([1, 2, 3],)}, new=["a"])))
+    assert len(clients["worker"].stores) == 1
+    clients["worker"].copied(100)
+    step(worker, made.build_connector_meta(output({}, {}, {})))
+    assert clients["worker"].committed == [100]
+
+    again = request("b", 40)
+    again.block_hashes = new.block_hashes
+    made.get_num_new_matched_tokens(again, 0)
+    client.found(101, (2,), (0,))
+    assert made.get_num_new_matched_tokens(again, 0) == (32, True)
+    made.update_state_after_alloc(again, blocks([4, 5]), 32)
+    sources = made.get_external_cache_hit_sources(again, 32)
+    assert {source.name: count for source, count in sources.items()} == {"HOST": 32}
+    assert {s.name for s in made.get_external_cache_hit_sources(again, 31)} == {"EXTERNAL_UNSPECIFIED"}
+    step(worker, made.build_connector_meta(output({}, {}, {})))
+    clients["worker"].loaded(101)
+    assert worker.get_transfer_results(set()).finished_recving == {"b"}
+
+    client.events.append(TierChanged("disk", ((0, b"1" * 32),), ((0, b"2" * 32),)))
+    made.build_connector_meta(output({}, {}, {}))
+    stored, removed = made.take_events()
+    assert (stored.medium, stored.group_idx, removed.medium) == ("STORAGE", 0, "STORAGE")
+    assert list(made.take_events()) == []
+
+    assert made.reset_cache() is True
+    step(worker, made.build_connector_meta(output({}, {}, {})))
+    report = worker.build_connector_worker_meta()
+    made.update_connector_output(
+        SimpleNamespace(finished_recving=set(), failed_recving=set(), kv_connector_worker_meta=report)
+    )
+    assert worker.build_connector_worker_meta() is None
+    assert not made._scheduler.tiers._lookups.suspended
+
+
+def step(worker, meta):
+    """The order of a worker's hooks in one step."""
+    meta = pickle.loads(pickle.dumps(meta))
+    worker.handle_preemptions(meta)
+    worker.bind_connector_metadata(meta)
+    worker.start_load_kv(None)
+    worker.wait_for_save()
+    worker.get_transfer_results(set())
+    worker.clear_connector_metadata()
+
+
+@pytest.mark.parametrize(
+    ("options", "is_on"),
+    [({"caching": True}, True), ({"caching": False}, False), ({"caching": True, "extra": {"tier": False}}, False)],
+)
+def test_tiers_need_names_and_can_be_turned_off(clients, monkeypatch, options, is_on):
+    monkeypatch.setattr("vllm.v1.core.kv_cache_utils.resolve_kv_cache_block_sizes", lambda cache, config: (16, 16))
+    assert connector(**options)._scheduler.tiers._is_on == is_on
+
+
+def test_hashes_that_do_not_fit_blocks_turn_tiers_off(clients, monkeypatch):
+    monkeypatch.setattr("vllm.v1.core.kv_cache_utils.resolve_kv_cache_block_sizes", lambda cache, config: (32, 32))
+    assert not connector(caching=True)._scheduler.tiers._is_on
 
 
 def test_the_wrong_half_is_a_bug_and_says_so(clients):

@@ -20,6 +20,18 @@ pub(super) struct RawConfig {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Tier {
     pub(super) host: Option<Host>,
+    pub(super) disk: Option<Disk>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Disk {
+    pub(super) mib: u64,
+    pub(super) path: PathBuf,
+    pub(super) files_max: Option<u64>,
+    pub(super) file_mib: Option<u64>,
+    pub(super) free_mib_min: Option<u64>,
+    pub(super) tenant_mib_max: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use kvferry_tier::disk::Limits;
 use kvferry_transport::COPY_THREADS_MAX;
 
 use super::{COPY_THREADS_DEFAULT_MAX, Config, raw};
@@ -16,6 +17,16 @@ const MIB_MAX: u64 = 1 << 24;
 /// A block of 128 tokens of a model of 70 billion parameters, on one rank of eight, is 5 MiB.
 const BLOCK_MIB_MAX_DEFAULT: u64 = 8;
 const CLAIM_MS_MAX_DEFAULT: u64 = 30_000;
+/// Files are made whole, and given back whole.
+const FILE_MIB_DEFAULT: u64 = 1024;
+const FILE_MIB_MAX: u64 = 1 << 16;
+const FILES_MAX_DEFAULT: u64 = 1024;
+/// Each takes two file descriptors.
+const FILES_MAX: u64 = 4096;
+/// What other programs of the node are left with.
+const FREE_MIB_DEFAULT: u64 = 1024;
+/// Writes that may fail one after the other before the disk is taken for broken.
+const WRITE_ERRORS_MAX: u32 = 8;
 
 /// Host memory as a tier.
 #[derive(Clone, Debug)]
@@ -30,6 +41,15 @@ pub(crate) struct HostTier {
     /// How long blocks that were found stay for who does not load them.
     pub(crate) claim_max: Duration,
     pub(crate) copy_threads: usize,
+}
+
+/// A disk as a tier, beside host memory.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskTier {
+    pub(crate) path: PathBuf,
+    pub(crate) limits: Limits,
+    /// Of one tenant's blocks.
+    pub(crate) tenant_bytes_max: u64,
 }
 
 impl Config {
@@ -65,5 +85,33 @@ impl raw::Host {
             )?),
             copy_threads,
         })
+    }
+}
+
+impl raw::Disk {
+    /// In bytes, and inside of limits.
+    pub(super) fn check(self) -> Result<DiskTier> {
+        let Self { mib, path, files_max, file_mib, free_mib_min, tenant_mib_max } = self;
+        let within = |name: &str, value: u64, low: u64, high: u64| {
+            ensure!((low..=high).contains(&value), "tier.disk.{name} = {value}: {low} to {high}");
+            Ok(value)
+        };
+        ensure!(
+            path.is_absolute(),
+            "tier.disk.path = {path:?}: an absolute path of a directory that is the tier's alone"
+        );
+        let bytes_max = within("mib", mib, 64, MIB_MAX)? * MIB;
+        let extent_bytes =
+            within("file_mib", file_mib.unwrap_or(FILE_MIB_DEFAULT.min(mib / 4)), 1, FILE_MIB_MAX)? * MIB;
+        let files_max = within("files_max", files_max.unwrap_or(FILES_MAX_DEFAULT), 3, FILES_MAX)?;
+        let limits = Limits {
+            bytes_max,
+            files_max: u32::try_from(files_max)?,
+            extent_bytes,
+            free_bytes_min: within("free_mib_min", free_mib_min.unwrap_or(FREE_MIB_DEFAULT), 0, MIB_MAX)? * MIB,
+            write_errors_max: WRITE_ERRORS_MAX,
+        };
+        let tenant_bytes_max = within("tenant_mib_max", tenant_mib_max.unwrap_or(mib), 1, MIB_MAX)? * MIB;
+        Ok(DiskTier { path, limits, tenant_bytes_max })
     }
 }

@@ -150,7 +150,8 @@ impl Daemon {
             None => (None, None),
             Some(host) => {
                 let works_max = config.tier_works_max();
-                let tiers = tier::open(host, works_max, limits.lease_blocks_max, clock.now())?;
+                let tiers =
+                    tier::open(host, config.tier_disk.as_ref(), works_max, limits.lease_blocks_max, clock.now())?;
                 let (handle, thread) = tier::thread::start(
                     clock,
                     tiers,

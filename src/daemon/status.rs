@@ -39,8 +39,25 @@ pub(crate) struct TiersStatus {
     pub(crate) loads: usize,
     pub(crate) stores: usize,
     pub(crate) loaded_bytes_total: u64,
+    pub(crate) loaded_disk_bytes_total: u64,
     pub(crate) found_blocks_total: u64,
     pub(crate) stored_blocks_total: u64,
+    /// Where there is one.
+    pub(crate) disk: Option<DiskStatus>,
+}
+
+/// What is on the disk, and what has become of it since the start.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct DiskStatus {
+    pub(crate) blocks: usize,
+    /// Of all files.
+    pub(crate) bytes: u64,
+    pub(crate) files: u32,
+    pub(crate) evicted_total: u64,
+    pub(crate) damaged_total: u64,
+    pub(crate) failed_writes_total: u64,
+    /// Nothing is written any more.
+    pub(crate) read_only: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -241,7 +258,8 @@ impl Hub {
     fn tiers_status(&self) -> Option<TiersStatus> {
         let handle = self.tiering.as_ref()?.handle();
         let inventory = handle.inventory();
-        let (loaded_bytes_total, found_blocks_total, stored_blocks_total) = self.metrics.tier.totals();
+        let (loaded_bytes_total, loaded_disk_bytes_total, found_blocks_total, stored_blocks_total) =
+            self.metrics.tier.totals();
         Some(TiersStatus {
             host_bytes: handle.bytes,
             host_blocks: inventory.blocks,
@@ -251,8 +269,18 @@ impl Hub {
             loads: inventory.loads,
             stores: inventory.stores,
             loaded_bytes_total,
+            loaded_disk_bytes_total,
             found_blocks_total,
             stored_blocks_total,
+            disk: inventory.disk.map(|disk| DiskStatus {
+                blocks: disk.blocks,
+                bytes: disk.bytes,
+                files: disk.files,
+                evicted_total: disk.evicted,
+                damaged_total: disk.damaged,
+                failed_writes_total: disk.failed_writes,
+                read_only: disk.is_read_only,
+            }),
         })
     }
 }

@@ -5,25 +5,38 @@ use std::path::{Path, PathBuf};
 use kvferry_client::{BlockHash, Event, Role};
 
 use crate::support::engine::{EngineOptions, client};
-use crate::support::{Daemon, DaemonOptions, StandInEngine, wait};
+use crate::support::{Daemon, DaemonOptions, Shape, StandInEngine, wait};
 
 /// A daemon with host memory that outlives it.
 struct Node {
     memory: tempfile::TempDir,
+    /// Where its disk tier is, if it has one.
+    disk: tempfile::TempDir,
     daemon: Daemon,
 }
 
 impl Node {
     fn start() -> Self {
-        Self::start_with("")
+        Self::start_with(false)
     }
 
-    /// With further lines for `[tier.host]`.
-    fn start_with(more: &str) -> Self {
+    fn start_with(has_disk: bool) -> Self {
         let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
-        let tables = format!("[tier.host]\nmib = 64\nblock_mib_max = 2\npath = {:?}\n{more}", arena(memory.path()));
+        // On the file system of the build: not every temporary folder is on one that takes O_DIRECT.
+        let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder on a disk");
+        let mut tables = format!("[tier.host]\nmib = 64\nblock_mib_max = 2\npath = {:?}\n", arena(memory.path()));
+        if has_disk {
+            tables += &format!("[tier.disk]\nmib = 64\nfile_mib = 8\npath = {:?}\n", disk.path().join("store"));
+        }
         let daemon = Daemon::start_with(&DaemonOptions { tables, ..Default::default() });
-        Self { memory, daemon }
+        Self { memory, disk, daemon }
+    }
+
+    fn wait_on_disk(&self, blocks: u64) {
+        wait(
+            || format!("{blocks} blocks on the disk: {}", self.status()["tiers"]),
+            || (self.status()["tiers"]["disk"]["blocks"].as_u64() >= Some(blocks)).then_some(()),
+        );
     }
 
     fn status(&self) -> serde_json::Value {
@@ -179,4 +192,50 @@ fn a_daemon_without_tiers_says_so() {
         },
     );
     assert!(matches!(&found, Event::Found { failure: Some(word), .. } if word == "no_tier"), "{found:?}");
+}
+
+#[test]
+fn blocks_that_were_used_again_come_back_from_the_disk_when_memory_is_lost() {
+    let mut node = Node::start_with(true);
+    let options = EngineOptions { shape: Shape::MEDIUM, ..Default::default() };
+    let mut first = StandInEngine::attach_with(&node.daemon, "E0", options);
+    first.fill(3);
+    let names = hashes(1..9);
+    let blocks: Vec<u32> = (10..18).rev().collect();
+    let (key, _) = first.store(None, &names, &blocks);
+    assert_eq!((first.commit(key), first.lookup(&names[..6]).1), (8, 6));
+    node.wait_on_disk(6);
+    node.daemon.kill();
+    std::fs::remove_file(arena(node.memory.path())).expect("it was there");
+    node.daemon.restart();
+    let mut second = StandInEngine::attach_with(&node.daemon, "E1", options);
+    let (claim, held) = second.lookup(&names);
+    assert_eq!(held, 6, "those that nobody used again are gone");
+    let targets: Vec<u32> = (0..6).collect();
+    assert_eq!(second.load(claim, &names[..6], &targets), None);
+    for (target, source) in targets.iter().zip(&blocks) {
+        assert_eq!(second.block(*target), first.block(*source), "block {target}");
+    }
+    let tiers = &node.status()["tiers"];
+    assert_eq!(tiers["disk"]["damaged_total"].as_u64(), Some(0), "{tiers}");
+    assert_eq!(tiers["host_blocks"].as_u64(), Some(6), "{tiers}");
+}
+
+#[test]
+fn a_disk_that_another_daemon_has_is_no_tier_and_costs_nothing_else() {
+    let node = Node::start_with(true);
+    let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let tables = format!(
+        "[tier.host]\nmib = 64\npath = {:?}\n[tier.disk]\nmib = 64\npath = {:?}\n",
+        arena(memory.path()),
+        node.disk.path().join("store")
+    );
+    let other = Daemon::start_with(&DaemonOptions { tables, ..Default::default() });
+    let mut engine = StandInEngine::attach(&other, "E0");
+    let (key, _) = engine.store(None, &hashes(1..3), &[1, 2]);
+    assert_eq!((engine.commit(key), engine.lookup(&hashes(1..3)).1), (2, 2));
+    let status: serde_json::Value = serde_json::from_str(&other.operator().status().expect("status")).expect("JSON");
+    assert!(status["tiers"]["disk"].is_null() && !node.status()["tiers"]["disk"].is_null(), "{status}");
+    let line = other.wait_log("serves without a disk tier");
+    assert!(line.contains("in use by process"), "{line}");
 }

@@ -22,8 +22,23 @@ use crate::tenants::Tenants;
 /// Victims for one place: a part's worth of blocks may have to go before one is free.
 const VICTIMS_MAX: usize = 1 << 16;
 
-/// No block's number.
-const NOBODY: BlockNumber = BlockNumber::MAX;
+/// The block that room is made for.
+#[derive(Clone, Copy)]
+struct Newest {
+    number: BlockNumber,
+    /// Whether it may turn out to be worth least.
+    may_go: bool,
+}
+
+impl Newest {
+    /// No block's number.
+    const NOBODY: Self = Self { number: BlockNumber::MAX, may_go: false };
+
+    /// Whether this is the block, and may go.
+    const fn is(self, block: BlockNumber) -> bool {
+        self.may_go && block == self.number
+    }
+}
 
 /// Blocks of a store, the most useful ones.
 pub struct Cache<S> {
@@ -149,6 +164,18 @@ impl<S: Store> Cache<S> {
         self.store.contains(class, hash)
     }
 
+    /// Whose quota the block counts against, if it is stored.
+    #[must_use]
+    pub fn owner(&self, class: ClassId, hash: &BlockHash) -> Option<Tenant> {
+        self.tenants.owner(*self.numbers.get(&(class, *hash))?)
+    }
+
+    /// Whether the block is more likely to be used again than not.
+    #[must_use]
+    pub fn is_likely(&self, class: ClassId, hash: &BlockHash) -> bool {
+        self.numbers.get(&(class, *hash)).is_some_and(|&number| self.eviction.is_likely(number))
+    }
+
     /// Blocks that went because they were not what was stored.
     #[must_use]
     pub const fn damaged_blocks(&self) -> u64 {
@@ -182,7 +209,7 @@ impl<S: Store> Cache<S> {
     /// what it stores later.
     pub fn set_quota(&mut self, now: Time, tenant: Tenant, bytes: u64) {
         self.tenants.set_quota(tenant, bytes);
-        while self.held_by(tenant) > bytes && self.evict_of(now, tenant, NOBODY) {}
+        while self.held_by(tenant) > bytes && self.evict_of(now, tenant, Newest::NOBODY) {}
     }
 
     /// Blocks that are remembered.
@@ -209,6 +236,22 @@ impl<S: Store> Cache<S> {
         }
     }
 
+    /// As [`admit`](Self::admit), for a block that somebody waits for: whatever it is worth, others go for it.
+    ///
+    /// # Errors
+    ///
+    /// [`NotAdmitted`].
+    pub fn admit_wanted(
+        &mut self,
+        now: Time,
+        class: ClassId,
+        hash: BlockHash,
+        parent: Option<BlockHash>,
+        tenant: Tenant,
+    ) -> Result<S::Filling, NotAdmitted> {
+        self.admit_as(now, (class, hash), parent, tenant, false)
+    }
+
     /// A place for a block of a request that came, or that was made from one, behind `parent`; what is worth least goes for
     /// it. The place is to be [sealed](Self::seal) or [abandoned](Self::abandon).
     ///
@@ -223,6 +266,18 @@ impl<S: Store> Cache<S> {
         parent: Option<BlockHash>,
         tenant: Tenant,
     ) -> Result<S::Filling, NotAdmitted> {
+        self.admit_as(now, (class, hash), parent, tenant, true)
+    }
+
+    /// `may_go`: the block itself may turn out to be worth least.
+    fn admit_as(
+        &mut self,
+        now: Time,
+        (class, hash): Name,
+        parent: Option<BlockHash>,
+        tenant: Tenant,
+        may_go: bool,
+    ) -> Result<S::Filling, NotAdmitted> {
         let parent = match parent {
             None => None,
             Some(parent) => Some(*self.numbers.get(&(class, parent)).ok_or(NotAdmitted::WithoutParent)?),
@@ -236,7 +291,8 @@ impl<S: Store> Cache<S> {
         if !self.eviction.store(number, parent) {
             return Err(NotAdmitted::WithoutParent);
         }
-        let admitted = self.admit_stored(now, (class, hash), number, parent, tenant);
+        let newest = Newest { number, may_go };
+        let admitted = self.admit_stored(now, (class, hash), newest, parent, tenant);
         if admitted.is_err() {
             self.lose(class, &hash);
         }
@@ -248,14 +304,15 @@ impl<S: Store> Cache<S> {
         &mut self,
         now: Time,
         (class, hash): Name,
-        number: BlockNumber,
+        newest: Newest,
         parent: Option<BlockNumber>,
         tenant: Tenant,
     ) -> Result<S::Filling, NotAdmitted> {
+        let number = newest.number;
         let bytes = self.store.block_bytes(class);
         let is_new = self.tenants.owner(number).is_none();
         while is_new && self.held_by(tenant).saturating_add(bytes) > self.tenants.quota(tenant) {
-            if !self.evict_of(now, tenant, number) {
+            if !self.evict_of(now, tenant, newest) {
                 return Err(NotAdmitted::Quota);
             }
         }
@@ -274,7 +331,7 @@ impl<S: Store> Cache<S> {
                 Err(Refused::ReadOnly) => return Err(NotAdmitted::ReadOnly),
                 Err(Refused::Full | Refused::Class) => {}
             }
-            if !self.make_room(now, class, number) {
+            if !self.make_room(now, class, newest) {
                 break;
             }
         }
@@ -334,14 +391,14 @@ impl<S: Store> Cache<S> {
     }
 
     /// One block of this tenant less. False: none goes for this one.
-    fn evict_of(&mut self, now: Time, tenant: Tenant, newest: BlockNumber) -> bool {
+    fn evict_of(&mut self, now: Time, tenant: Tenant, newest: Newest) -> bool {
         let (store, names, tenants) = (&self.store, &self.names, &self.tenants);
         let may_go = |block: BlockNumber| {
-            block == newest
+            newest.is(block)
                 || (tenants.owner(block) == Some(tenant)
                     && names[block as usize].is_some_and(|(class, hash)| store.may_go(class, &hash)))
         };
-        let victim = self.eviction.victim(now, newest, may_go).filter(|&victim| victim != newest);
+        let victim = self.eviction.victim(now, newest.number, may_go).filter(|&victim| victim != newest.number);
         victim.is_some_and(|victim| self.evict(victim))
     }
 
@@ -353,14 +410,14 @@ impl<S: Store> Cache<S> {
     }
 
     /// One block less, or a part's worth of them. False: nobody goes for this one.
-    fn make_room(&mut self, now: Time, class: ClassId, newest: BlockNumber) -> bool {
+    fn make_room(&mut self, now: Time, class: ClassId, newest: Newest) -> bool {
         let (store, names) = (&self.store, &self.names);
         let may_go = |block: BlockNumber| {
-            block == newest || names[block as usize].is_some_and(|(of, hash)| of == class && store.may_go(of, &hash))
+            newest.is(block) || names[block as usize].is_some_and(|(of, hash)| of == class && store.may_go(of, &hash))
         };
-        match self.eviction.victim(now, newest, may_go) {
+        match self.eviction.victim(now, newest.number, may_go) {
             // The first of its class competes with nobody of its kind.
-            Some(victim) if victim == newest => !self.store.has_blocks(class) && self.take_part(class),
+            Some(victim) if victim == newest.number => !self.store.has_blocks(class) && self.take_part(class),
             Some(victim) => self.evict(victim),
             None => self.take_part(class),
         }

@@ -3,13 +3,14 @@
 //! ```text
 //! requests (chains of blocks) -> Eviction: which stored block is worth least -> its room
 //! blocks -> Store: reserve -> fill -> seal -> find
-//!             host::Arena in memory, survives the daemon; twin::Twin in a map, for tests
+//!             host::Arena in memory, disk::Shelf on a disk: both survive the daemon; twin::Twin in a map, for tests
 //!           Cache: a store in which Eviction decides what stays
 //! engines -> tiers::Tiers: look up, load, store -> copies between an engine and host memory
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod cache;
+pub mod disk;
 pub mod eviction;
 pub mod host;
 pub mod store;

@@ -81,8 +81,8 @@ class Lookups:
         self._paused_until = 0.0
         # Set while a cleared cache may still be written to by a step under way.
         self.suspended = False
-        # A clearing that the daemon may not have heard of, and the first lookup that was sent behind it.
-        self.clear_owed = False
+        # A clearing that the daemon may not have heard of, and the lookup whose answer will show that it has.
+        self._clear_owed = False
         self._clear_witness: int | None = None
 
     @property
@@ -98,7 +98,7 @@ class Lookups:
             self.drop(request_id)
             lookup = None
         if lookup is None:
-            if request_id in self._tried or self.suspended or self.is_paused:
+            if request_id in self._tried or self.suspended or self.is_paused or self._clear_witness is not None:
                 return 0
             if getattr(request, "skip_reading_prefix_cache", False) or request.num_tokens <= self.step_tokens:
                 return 0
@@ -114,6 +114,7 @@ class Lookups:
                 return None
             self._complaints.warn("lookup", "kvferry: no answer about %s in time, nothing is loaded", request_id)
             lookup.claim = self._nothing()
+            self._no_witness(lookup.key)
         return self._usable(request, lookup.claim)
 
     def _usable(self, request: Any, claim: Claim) -> int:
@@ -132,12 +133,14 @@ class Lookups:
     def _ask(self, request: Any) -> _Lookup | None:
         request_id = request.request_id
         try:
+            if self._clear_owed:
+                self._client.clear()
             key = self._client.lookup(request_id, self._names.of_all(request), tenant_of(request))
         except Exception as error:
             self._paused_until = self._clock() + PAUSE_SECONDS
             self._complaints.warn("lookup", "kvferry: failed to ask what is kept of %s: %r", request_id, error)
             return None
-        if self.clear_owed and self._clear_witness is None:
+        if self._clear_owed:
             self._clear_witness = key
         lookup = _Lookup(key, self._clock())
         self._lookups[request_id] = lookup
@@ -155,14 +158,19 @@ class Lookups:
                 lookup.claim = lookup.claim and self._nothing()
 
     def owe_clear(self) -> None:
-        """The daemon is being told to clear; it has heard so when it answers a later lookup."""
-        self.clear_owed = True
+        """The daemon is being told to clear, and is told again until it has answered a lookup behind that."""
+        self._clear_owed = True
         self._clear_witness = None
 
+    def _no_witness(self, key: int) -> None:
+        if key == self._clear_witness:
+            self._clear_witness = None
+
     def _found(self, found: Found) -> None:
-        if found.key == self._clear_witness and found.failure != DAEMON_GONE:
+        if found.key == self._clear_witness:
             # Orders and answers of one connection keep their order.
-            self.clear_owed = False
+            self._clear_owed = found.failure == DAEMON_GONE
+            self._clear_witness = None
         if found.failure == NO_TIER:
             logger.info("kvferry: the daemon keeps no blocks; prompts come from other engines alone")
             self._paused_until = math.inf
@@ -199,6 +207,8 @@ class Lookups:
     def drop(self, request_id: str) -> None:
         """Nothing will be loaded by what was asked so far."""
         lookup = self._lookups.pop(request_id, None)
+        if lookup is not None:
+            self._no_witness(lookup.key)
         # One without an answer is forgotten when its answer comes.
         if lookup is not None and lookup.claim is not None and lookup.claim.key:
             self._forget(lookup.claim.key)

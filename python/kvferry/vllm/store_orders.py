@@ -136,9 +136,9 @@ class StoreOrders:
             table = tables[group.group_id]
             end = min(end, len(table))
             first = progress.next[index]
-            # Null blocks, which stand where the window has passed, come before real ones.
-            while first < end and not table[first]:
-                first += 1
+            # Null blocks stand where the window has passed; what is stored follows them.
+            nulls = [position for position in range(first, end) if not table[position]]
+            first = nulls[-1] + 1 if nulls else first
             if first >= end:
                 kept.append(TierStore())
                 continue

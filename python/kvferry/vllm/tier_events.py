@@ -1,9 +1,9 @@
 """Changes of the node's tiers as vLLM's KV events, which leave by the engine's own publisher.
 
 The daemon tells hashes only. So a stored block's event has no tokens, no block size and no parent, as those of vLLM's
-OffloadingConnector have none where it knows none (``offloading/events.py``: ``_placeholder_stored``): a subscriber knows them from the
-event of the engine's own cache, where the block was before. Several engines of one fingerprint at one daemon each tell
-the same.
+OffloadingConnector have none where it knows none (``offloading/events.py``: ``_placeholder_stored``): a subscriber
+knows them from the event of the engine's own cache, where the block was before. Several engines of one fingerprint at
+one daemon each tell the same.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@
                            -> clear()          nothing computed so far may be found again
 
 Clearing has to reach three places. The daemon forgets what was committed (``client.clear``). Steps under way may still
-commit blocks of before, so the next step's metadata tells the workers to drop theirs, and when all have, the daemon is
-told once more; until then nothing is looked up or stored. And a connection may break with the order on its way: it is
-repeated on each new one until a lookup that was sent behind it has been answered.
+commit blocks of before, so the next step's metadata tells the workers to drop theirs; until all have said that they
+did, nothing is looked up or stored. Then the daemon is told once more, in front of the first lookup, and again in front
+of others until one of them has been answered: a connection may break with the order on its way.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from kvferry.client import Connected, SchedulerClient, TierBlocks, TierChanged
+from kvferry.client import SchedulerClient, TierBlocks, TierChanged
 from kvferry.vllm.complaints import Complaints
 from kvferry.vllm.groups import GroupShape
 from kvferry.vllm.hashes import BlockNames, as_vllm
@@ -129,8 +129,6 @@ class Tiers:
         self._lookups.heard(event)
         if isinstance(event, TierChanged) and self._changes is not None:
             self._changes.append(event)
-        elif isinstance(event, Connected) and self._lookups.clear_owed:
-            self._send_clear()
 
     # -- clearing -------------------------------------------------------------------------------------------------
 
@@ -150,7 +148,6 @@ class Tiers:
         self._clearing_steps -= 1
         if self._clearing_steps <= 0 and not self._clears:
             self._lookups.suspended = False
-            self._send_clear()
 
     def _send_clear(self) -> None:
         self._lookups.owe_clear()

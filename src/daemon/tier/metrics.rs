@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use kvferry_tier::tiers::TierFailure;
+use kvferry_tier::tiers::{Loaded, TierFailure};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -18,11 +18,17 @@ pub(crate) struct TierMetrics {
     found: Counter<u64, AtomicU64>,
     loads: Family<Reason, Counter>,
     loaded_bytes: Counter<u64, AtomicU64>,
+    disk_bytes: Counter<u64, AtomicU64>,
     stores: Family<Reason, Counter>,
     stored: Counter<u64, AtomicU64>,
     blocks: Gauge,
     evicted: Gauge,
     damaged: Gauge,
+    disk_blocks: Gauge,
+    disk_used: Gauge,
+    disk_evicted: Gauge,
+    disk_damaged: Gauge,
+    disk_failed: Gauge,
 }
 
 impl TierMetrics {
@@ -31,6 +37,28 @@ impl TierMetrics {
         registry.register("tier_found_blocks", "Blocks that lookups found, of all groups", self.found.clone());
         registry.register("tier_load", "Loads, by outcome", self.loads.clone());
         registry.register("tier_load_bytes", "Bytes loaded and verified", self.loaded_bytes.clone());
+        registry.register(
+            "tier_load_disk_bytes",
+            "Of those, bytes that the disk brought first",
+            self.disk_bytes.clone(),
+        );
+        registry.register("tier_disk_blocks", "Blocks on the disk", self.disk_blocks.clone());
+        registry.register("tier_disk_bytes", "Bytes of the files on the disk", self.disk_used.clone());
+        registry.register(
+            "tier_disk_evicted",
+            "Blocks that made room on the disk, since the start",
+            self.disk_evicted.clone(),
+        );
+        registry.register(
+            "tier_disk_damaged",
+            "Blocks that the disk gave back damaged, since the start",
+            self.disk_damaged.clone(),
+        );
+        registry.register(
+            "tier_disk_failed_writes",
+            "Writes that the disk refused, since the start",
+            self.disk_failed.clone(),
+        );
         registry.register("tier_store", "Stores that were copied, by outcome", self.stores.clone());
         registry.register("tier_stored_blocks", "Blocks that were stored", self.stored.clone());
         registry.register("tier_host_blocks", "Blocks in host memory", self.blocks.clone());
@@ -53,8 +81,10 @@ impl TierMetrics {
         self.found.inc_by(found);
     }
 
-    pub(super) fn loaded(&self, result: Result<u64, TierFailure>) {
-        self.loaded_bytes.inc_by(result.unwrap_or(0));
+    pub(super) fn loaded(&self, result: Result<Loaded, TierFailure>) {
+        let loaded = result.unwrap_or_default();
+        self.loaded_bytes.inc_by(loaded.bytes);
+        self.disk_bytes.inc_by(loaded.disk_bytes);
         let reason = result.err().map_or("loaded", TierFailure::word);
         self.loads.get_or_create(&Reason { reason }).inc();
     }
@@ -71,10 +101,18 @@ impl TierMetrics {
         self.blocks.set(i64::try_from(inventory.blocks).unwrap_or(i64::MAX));
         self.evicted.set(i64::try_from(inventory.evicted).unwrap_or(i64::MAX));
         self.damaged.set(i64::try_from(inventory.damaged).unwrap_or(i64::MAX));
+        if let Some(disk) = inventory.disk {
+            let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+            self.disk_blocks.set(number(disk.blocks as u64));
+            self.disk_used.set(number(disk.bytes));
+            self.disk_evicted.set(number(disk.evicted));
+            self.disk_damaged.set(number(disk.damaged));
+            self.disk_failed.set(number(disk.failed_writes));
+        }
     }
 
-    /// Bytes loaded, blocks found and stored.
-    pub(crate) fn totals(&self) -> (u64, u64, u64) {
-        (self.loaded_bytes.get(), self.found.get(), self.stored.get())
+    /// Bytes loaded, of those from the disk, blocks found and stored.
+    pub(crate) fn totals(&self) -> (u64, u64, u64, u64) {
+        (self.loaded_bytes.get(), self.disk_bytes.get(), self.found.get(), self.stored.get())
     }
 }

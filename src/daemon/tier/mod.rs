@@ -6,6 +6,7 @@
 //!
 //! The hub parses and names; [`Tiers`](kvferry_tier::tiers::Tiers) decides, on a thread of its own ([`thread`]).
 
+mod disk;
 pub(crate) mod metrics;
 pub(crate) mod thread;
 
@@ -18,6 +19,7 @@ use anyhow::{Context as _, Result};
 use kvferry_core::{BlockIndex, Fingerprint, Time, WorkId};
 use kvferry_memory::Meter;
 use kvferry_proto::v1::{self, from_daemon};
+use kvferry_tier::disk::Shelf;
 use kvferry_tier::host::{Arena, Recovered};
 use kvferry_tier::tiers::{Device, LoadRequest, Lookup, StoreRequest, TierEvent, TierFailure, TierLimits, Tiers};
 use kvferry_tier::{BlockHash, Cache, CacheLimits, Tenant};
@@ -25,7 +27,7 @@ use kvferry_tier::{BlockHash, Cache, CacheLimits, Tenant};
 use self::thread::{TierCommand, TierHandle};
 use super::command::SessionId;
 use super::hub::Hub;
-use crate::config::HostTier;
+use crate::config::{DiskTier, HostTier};
 use crate::random;
 
 /// What a lookup, a load or a store is answered where there are no tiers.
@@ -75,8 +77,15 @@ impl Tiering {
     }
 }
 
-/// Opens host memory, with what the daemon before has left there. It is no engine's region, and not counted as one.
-pub(crate) fn open(host: &HostTier, works_max: usize, blocks_max: usize, now: Time) -> Result<Tiers> {
+/// Opens host memory and the disk, with what the daemon before has left there. Neither is an engine's region, and counted as
+/// one. A disk that cannot be had is none: the daemon serves without, and says so.
+pub(crate) fn open(
+    host: &HostTier,
+    disk: Option<&DiskTier>,
+    works_max: usize,
+    blocks_max: usize,
+    now: Time,
+) -> Result<Tiers> {
     let (arena, recovery) = Arena::open(&host.path, host.bytes, host.block_bytes_max, &Meter::new())
         .with_context(|| format!("open the host tier {} (tier.host)", host.path.display()))?;
     let found = match recovery.recovered {
@@ -97,7 +106,30 @@ pub(crate) fn open(host: &HostTier, works_max: usize, blocks_max: usize, now: Ti
     let cache = Cache::new(arena, limits, now);
     let limits =
         TierLimits { claims_max: works_max, works_max, blocks_max, claim_max: host.claim_max, commit_max: COMMIT_MAX };
-    Ok(Tiers::new(cache, limits))
+    let disk = disk.and_then(|disk| {
+        open_disk(disk, now)
+            .inspect_err(|error| {
+                tracing::warn!("serves without a disk tier: {error:#}");
+            })
+            .ok()
+    });
+    Ok(Tiers::new(cache, disk, limits))
+}
+
+fn open_disk(disk: &DiskTier, now: Time) -> Result<Cache<Shelf>> {
+    let path = disk.path.display();
+    let (shelf, recovery) = Shelf::open(&disk.path, disk.limits).context("open tier.disk")?;
+    tracing::info!(%path, blocks = recovery.blocks, ?recovery, "disk tier is open");
+    if let Some(reason) = shelf.read_only() {
+        tracing::warn!(%path, "the disk tier is only read from: {reason}");
+    }
+    let known_max = (disk.limits.bytes_max / SLOT_BYTES_MIN).saturating_mul(KNOWN_PER_STORED).min(KNOWN_MAX);
+    let limits = CacheLimits {
+        known_max: usize::try_from(known_max)?,
+        tenant_bytes_max: disk.tenant_bytes_max,
+        seed: random::number()?,
+    };
+    Ok(Cache::new(shelf, limits, now))
 }
 
 impl Hub {
@@ -244,10 +276,10 @@ impl Hub {
     /// Passes on what the tiers say.
     pub(super) fn handle_tier_event(&mut self, event: TierEvent) {
         match event {
-            TierEvent::Found { claim, held, failure } => {
+            TierEvent::Found { claim, held, on_disk, failure } => {
                 self.metrics.tier.found(&held, failure);
                 let Some(asked) = self.end_asked(claim) else { return };
-                let (on_disk, failure) = (vec![0; held.len()], word(failure));
+                let failure = word(failure);
                 self.reply(
                     asked.session,
                     0,
@@ -280,9 +312,9 @@ impl Hub {
                     key: asked.key,
                     delivered: result.is_ok(),
                     failure: word(result.err()),
-                    bytes: result.unwrap_or(0),
+                    bytes: result.unwrap_or_default().bytes,
                     micros,
-                    disk_bytes: 0,
+                    disk_bytes: result.unwrap_or_default().disk_bytes,
                 };
                 self.reply(asked.session, 0, from_daemon::Body::Loaded(loaded));
             }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! hub -> TierCommand -> [inbox] -> Tiers -> CopyJob -> [loads, stores] -> copying threads -> Copied -> [inbox]
+//!                                   |-> DiskJob -> disk thread -> Done -> [inbox]
 //!                                    \-> TierEvent -> hub
 //! ```
 //!
@@ -16,11 +17,13 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
 use kvferry_core::{Time, WorkId};
+use kvferry_tier::disk::Done;
 use kvferry_tier::tiers::{Copied, CopyJob, Device, LoadRequest, Lookup, StoreRequest, TierEvent, Tiers};
 use tokio::sync::mpsc;
 
 use super::super::clock::Clock;
 use super::super::scheduling::Scheduling;
+use super::disk::{self, DiskHandle};
 
 /// Jobs of a copying thread: the one that it is at, and the next. What comes later may go before the others.
 const JOBS_PER_THREAD: usize = 2;
@@ -43,6 +46,7 @@ enum Message {
     Command(TierCommand),
     /// Whether it was a load.
     Copied(Copied, bool),
+    Disk(Done),
     Stop,
 }
 
@@ -55,6 +59,19 @@ pub(crate) struct Inventory {
     pub(crate) claims: usize,
     pub(crate) loads: usize,
     pub(crate) stores: usize,
+    pub(crate) disk: Option<DiskInventory>,
+}
+
+/// Of the disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DiskInventory {
+    pub(crate) blocks: usize,
+    pub(crate) bytes: u64,
+    pub(crate) files: u32,
+    pub(crate) evicted: u64,
+    pub(crate) damaged: u64,
+    pub(crate) failed_writes: u64,
+    pub(crate) is_read_only: bool,
 }
 
 /// The hub's end. Dropping it ends the threads.
@@ -98,7 +115,8 @@ pub(crate) fn start(
     outbox: mpsc::Sender<TierEvent>,
 ) -> Result<(TierHandle, JoinHandle<()>)> {
     let loads_max = load_threads * JOBS_PER_THREAD;
-    let (inbox, messages) = sync_channel(commands_max + loads_max + JOBS_PER_THREAD + 1);
+    let jobs_max = loads_max + JOBS_PER_THREAD + disk::DEPTH_MAX as usize;
+    let (inbox, messages) = sync_channel(commands_max + jobs_max + 1);
     let (loads, waiting_loads) = sync_channel::<CopyJob>(loads_max);
     let (stores, waiting_stores) = sync_channel::<CopyJob>(JOBS_PER_THREAD);
     let waiting_loads = Arc::new(Mutex::new(waiting_loads));
@@ -112,16 +130,24 @@ pub(crate) fn start(
         scheduling.stand_back();
         copy(&Mutex::new(waiting_stores), &done);
     })?);
+    let mut disk = None;
+    if tiers.disk().is_some() {
+        let done = inbox.clone();
+        let (handle, thread) = disk::start(move |landed| done.send(Message::Disk(landed)).is_ok())?;
+        copiers.push(thread);
+        disk = Some(handle);
+    }
     let inventory = Arc::new(Mutex::new(Inventory::default()));
     let bytes = tiers.host().store().region().len();
     let mut thread = TierThread {
         clock,
         tiers,
         messages,
-        copying: Some(Copying { loads, stores }),
+        copying: Some(Copying { loads, stores, disk }),
         loads_out: 0,
         loads_max,
         stores_out: 0,
+        disk_out: 0,
         outbox,
         inventory: Arc::clone(&inventory),
     };
@@ -156,6 +182,7 @@ fn copy(jobs: &Mutex<Receiver<CopyJob>>, done: &SyncSender<Message>) {
 struct Copying {
     loads: SyncSender<CopyJob>,
     stores: SyncSender<CopyJob>,
+    disk: Option<DiskHandle>,
 }
 
 struct TierThread {
@@ -167,6 +194,7 @@ struct TierThread {
     loads_out: usize,
     loads_max: usize,
     stores_out: usize,
+    disk_out: usize,
     outbox: mpsc::Sender<TierEvent>,
     inventory: Arc<Mutex<Inventory>>,
 }
@@ -174,7 +202,7 @@ struct TierThread {
 impl TierThread {
     fn run(&mut self) {
         self.observe();
-        while self.copying.is_some() || self.loads_out + self.stores_out > 0 {
+        while self.copying.is_some() || self.loads_out + self.stores_out + self.disk_out > 0 {
             match self.wait() {
                 Ok(message) => {
                     self.handle(message);
@@ -205,6 +233,10 @@ impl TierThread {
                 *if is_load { &mut self.loads_out } else { &mut self.stores_out } -= 1;
                 self.tiers.handle_copied(now, &copied);
             }
+            Message::Disk(done) => {
+                self.disk_out -= 1;
+                self.tiers.handle_disk(done);
+            }
             Message::Stop => self.copying = None,
         }
     }
@@ -234,7 +266,7 @@ impl TierThread {
     }
 
     fn hand_out(&mut self) {
-        let Some(Copying { loads, stores }) = &self.copying else { return };
+        let Some(Copying { loads, stores, disk }) = &self.copying else { return };
         while self.loads_out < self.loads_max
             && let Some(job) = self.tiers.poll_load()
         {
@@ -244,6 +276,13 @@ impl TierThread {
             && let Some(job) = self.tiers.poll_store(self.clock.now())
         {
             self.stores_out += usize::from(stores.send(job).is_ok());
+        }
+        while let Some(disk) = disk
+            && self.disk_out < disk::DEPTH_MAX as usize
+            && let Some(job) = self.tiers.poll_disk(self.clock.now())
+        {
+            disk.send(job);
+            self.disk_out += 1;
         }
     }
 
@@ -257,6 +296,18 @@ impl TierThread {
             claims,
             loads,
             stores,
+            disk: self.tiers.disk().map(|disk| {
+                let (bytes, files) = disk.store().used();
+                DiskInventory {
+                    blocks: disk.blocks(),
+                    bytes,
+                    files,
+                    evicted: disk.evicted(),
+                    damaged: disk.damaged_blocks(),
+                    failed_writes: disk.store().counts().failed_writes,
+                    is_read_only: disk.store().read_only().is_some(),
+                }
+            }),
         };
     }
 }

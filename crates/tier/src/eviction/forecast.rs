@@ -52,6 +52,8 @@ struct Class {
     /// Lives that reached a bin.
     reached: [f32; BINS],
     worth: [f32; BINS],
+    /// Of a use at all.
+    chance: f32,
 }
 
 /// The effect of each level in each band; 1 is none.
@@ -100,8 +102,9 @@ impl Forecast {
             return known;
         }
         let Ok(number) = u16::try_from(self.classes.len()) else { return ClassId(0) };
-        let mut class = Class { features, used: [0.0; BINS], reached: [0.0; BINS], worth: [0.0; BINS] };
-        class.worth = worth(&hazards(&self.base, &self.effects, features));
+        let mut class = Class { features, used: [0.0; BINS], reached: [0.0; BINS], worth: [0.0; BINS], chance: 0.0 };
+        let hazards = hazards(&self.base, &self.effects, features);
+        (class.worth, class.chance) = (worth(&hazards), chance(&hazards));
         self.classes.push(class);
         self.numbers.insert(features, ClassId(number));
         ClassId(number)
@@ -122,6 +125,11 @@ impl Forecast {
         self.classes[usize::from(class.0)].worth[bin(age)]
     }
 
+    /// The chance that a block of this class is ever used again, seen from its last use.
+    pub(super) fn chance(&self, class: ClassId) -> f32 {
+        self.classes[usize::from(class.0)].chance
+    }
+
     /// Fits base and effects to all lives so far. Takes a millisecond for a hundred classes.
     pub(super) fn learn(&mut self) {
         // The effects of one feature depend on those of the others: twice brings them close, and the next call closer.
@@ -132,7 +140,8 @@ impl Forecast {
             }
         }
         for class in &mut self.classes {
-            class.worth = worth(&hazards(&self.base, &self.effects, class.features));
+            let hazards = hazards(&self.base, &self.effects, class.features);
+            (class.worth, class.chance) = (worth(&hazards), chance(&hazards));
             class.used.iter_mut().chain(&mut class.reached).for_each(|count| *count *= FADE);
         }
     }
@@ -195,6 +204,14 @@ fn factors(effects: &Effects, features: Features) -> [f64; BANDS] {
 fn hazards(base: &[f64; BINS], effects: &Effects, features: Features) -> [f64; BINS] {
     let factors = factors(effects, features);
     std::array::from_fn(|bin| (base[bin] * factors[band(bin)]).min(HAZARD_MAX))
+}
+
+/// Of a use in any bin.
+fn chance(hazards: &[f64; BINS]) -> f32 {
+    let unused: f64 = hazards.iter().map(|hazard| 1.0 - hazard).product();
+    #[expect(clippy::cast_possible_truncation, reason = "compared alone: seven digits do")]
+    let chance = (1.0 - unused) as f32;
+    chance
 }
 
 /// From each bin on: the best ratio of the chance of a use to the seconds until it, or until the block is given up.

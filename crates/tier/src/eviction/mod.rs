@@ -143,6 +143,12 @@ impl Eviction {
         self.chains.remove(block);
     }
 
+    /// Whether the block is more likely to be used again than not.
+    #[must_use]
+    pub fn is_likely(&self, block: BlockNumber) -> bool {
+        self.chains.is_known(block) && self.forecast.chance(self.chains.kind(block).0) > 0.5
+    }
+
     /// Blocks that are stored.
     #[must_use]
     pub fn stored(&self) -> usize {

@@ -4,14 +4,18 @@ use std::collections::BTreeSet;
 
 use kvferry_core::{Fingerprint, Rank, Time, WorkId};
 
-use super::{Lookup, TierEvent, TierFailure, Tiers};
+use super::promotions::{Name, Wants};
+use super::{Kind, Lookup, TierEvent, TierFailure, Tiers};
 use crate::host::Block;
-use crate::store::{BlockHash, ClassId};
+use crate::store::BlockHash;
 
 /// Blocks that a lookup found, held.
 pub(super) struct Claim {
     pub(super) fingerprint: Fingerprint,
-    blocks: Vec<Block>,
+    /// In host memory.
+    pub(super) blocks: Vec<Block>,
+    /// On their way there.
+    promoting: Vec<Name>,
     /// Ranks that have not loaded.
     ranks: BTreeSet<Rank>,
     deadline: Time,
@@ -21,17 +25,22 @@ impl Tiers {
     /// Says how many of the first blocks are there, and keeps those under the name `claim`. [`TierEvent::Found`] follows.
     pub fn lookup(&mut self, now: Time, claim: WorkId, lookup: &Lookup) {
         let answer = self.look(now, claim, lookup);
-        let (held, failure) = match answer {
-            Ok(held) => (held, None),
-            Err(failure) => (vec![0; lookup.groups.len()], Some(failure)),
+        let none = vec![0; lookup.groups.len()];
+        let event = match answer {
+            Ok(found) => {
+                let (held, on_disk) = found.into_iter().unzip();
+                TierEvent::Found { claim, held, on_disk, failure: None }
+            }
+            Err(failure) => TierEvent::Found { claim, held: none.clone(), on_disk: none, failure: Some(failure) },
         };
-        self.events.push_back(TierEvent::Found { claim, held, failure });
+        self.events.push_back(event);
         if !self.claims.contains_key(&claim) {
             self.events.push_back(TierEvent::Released { claim });
         }
     }
 
-    fn look(&mut self, now: Time, claim: WorkId, lookup: &Lookup) -> Result<Vec<u32>, TierFailure> {
+    /// Of each group, how many blocks are there, and how many of those some rank has on the disk alone.
+    fn look(&mut self, now: Time, claim: WorkId, lookup: &Lookup) -> Result<Vec<(u32, u32)>, TierFailure> {
         let Some(first) = lookup.devices.first() else { return Err(TierFailure::Request) };
         if lookup.groups.iter().map(Vec::len).sum::<usize>() > self.limits.blocks_max {
             return Err(TierFailure::Limit);
@@ -42,44 +51,74 @@ impl Tiers {
         if self.is_clearing(first) {
             return Err(TierFailure::Cleared);
         }
-        let mut classes: Vec<Vec<ClassId>> = Vec::with_capacity(lookup.groups.len());
-        let mut held = Vec::with_capacity(lookup.groups.len());
-        for (group, chain) in lookup.groups.iter().enumerate() {
-            let of_ranks = lookup.devices.iter().map(|device| self.class(device, group).ok_or(TierFailure::Request));
-            let of_ranks = of_ranks.collect::<Result<Vec<_>, _>>()?;
-            let there = of_ranks.iter().map(|&class| self.host.request(now, class, chain)).min().unwrap_or(0);
-            let is_whole = |hash: &BlockHash| !of_ranks.iter().any(|&class| self.damaged.contains(&(class, *hash)));
-            held.push(chain.iter().take(there).take_while(|hash| is_whole(hash)).count());
-            classes.push(of_ranks);
-        }
         if self.claims.len() >= self.limits.claims_max {
             return Err(TierFailure::Limit);
         }
-        let blocks = self.hold(&lookup.groups, &classes, &mut held);
-        if !blocks.is_empty() {
+        let (mut blocks, mut promoting, mut found) = (Vec::new(), Vec::new(), Vec::new());
+        for (group, chain) in lookup.groups.iter().enumerate() {
+            let of_ranks = lookup.devices.iter().map(|device| self.kind(device, group).ok_or(TierFailure::Request));
+            let of_ranks = of_ranks.collect::<Result<Vec<_>, _>>()?;
+            let there = of_ranks.iter().map(|&kind| self.request(now, kind, chain)).min().unwrap_or(0);
+            let (mut held, mut on_disk, mut parent) = (0, 0, None);
+            for hash in &chain[..there] {
+                let before = promoting.len();
+                if !of_ranks.iter().all(|&kind| self.hold(claim, (kind, *hash), parent, &mut blocks, &mut promoting)) {
+                    break;
+                }
+                held += 1;
+                on_disk += u32::from(promoting.len() > before);
+                parent = Some(*hash);
+            }
+            found.push((held, on_disk));
+        }
+        if !blocks.is_empty() || !promoting.is_empty() {
             let deadline = now.after(self.limits.claim_max);
             self.deadlines.insert((deadline, claim));
             let ranks = lookup.devices.iter().map(|device| device.rank()).collect();
-            self.claims.insert(claim, Claim { fingerprint: first.fingerprint(), blocks, ranks, deadline });
+            let fingerprint = first.fingerprint();
+            self.claims.insert(claim, Claim { fingerprint, blocks, promoting, ranks, deadline });
         }
-        Ok(held.into_iter().map(|count| u32::try_from(count).unwrap_or(u32::MAX)).collect())
+        Ok(found)
     }
 
-    /// Holds the first blocks of each group at each rank; fewer, where one turns out to be damaged.
-    fn hold(&mut self, groups: &[Vec<BlockHash>], classes: &[Vec<ClassId>], held: &mut [usize]) -> Vec<Block> {
-        let mut blocks = Vec::new();
-        for ((chain, classes), held) in groups.iter().zip(classes).zip(held) {
-            for (place, hash) in chain.iter().enumerate().take(*held) {
-                let pinned: Vec<_> = classes.iter().map_while(|&class| self.host.pin(class, hash)).collect();
-                let is_whole = pinned.len() == classes.len();
-                blocks.extend(pinned);
-                if !is_whole {
-                    *held = place;
-                    break;
-                }
-            }
+    /// A request came for this chain: how many of its first blocks are in some tier.
+    fn request(&mut self, now: Time, kind: Kind, chain: &[BlockHash]) -> usize {
+        self.host.request(now, kind.host, chain);
+        let mut disk = self.disk.as_mut().zip(kind.disk);
+        if let Some((disk, class)) = &mut disk {
+            disk.request(now, *class, chain);
         }
-        blocks
+        let in_host =
+            |hash: &BlockHash| self.host.contains(kind.host, hash) && !self.damaged.contains(&(kind.host, *hash));
+        let on_disk = |hash: &BlockHash| {
+            disk.as_ref().is_some_and(|(disk, class)| {
+                disk.contains(*class, hash) && !self.damaged_on_disk.contains(&(*class, *hash))
+            })
+        };
+        chain.iter().take_while(|hash| in_host(hash) || on_disk(hash)).count()
+    }
+
+    /// Holds one block in host memory, or has it brought there. False: it turns out to be damaged.
+    fn hold(
+        &mut self,
+        claim: WorkId,
+        name: Name,
+        parent: Option<BlockHash>,
+        blocks: &mut Vec<Block>,
+        promoting: &mut Vec<Name>,
+    ) -> bool {
+        let is_damaged = self.damaged.contains(&(name.0.host, name.1));
+        if !is_damaged && let Some(block) = self.host.pin(name.0.host, &name.1) {
+            blocks.push(block);
+            // It was there when it was asked for: somebody has used it before.
+            self.want_on_disk(name, parent);
+            return true;
+        }
+        let wanted = !is_damaged && self.promotions.want(self.disk.as_mut(), name, Wants::Claim(claim));
+        if wanted {
+            promoting.push(name);
+        }
+        wanted
     }
 
     /// Nobody will load what this lookup found. An unknown one is ignored.
@@ -92,6 +131,9 @@ impl Tiers {
         self.deadlines.remove(&(claim_.deadline, claim));
         for block in &claim_.blocks {
             self.host.unpin(block);
+        }
+        for name in claim_.promoting {
+            self.promotions.leave(self.disk.as_mut(), name, claim);
         }
         self.drop_damaged();
         self.events.push_back(TierEvent::Released { claim });

@@ -6,16 +6,18 @@ use std::sync::Arc;
 use kvferry_core::{BlockIndex, Time, WorkId};
 
 use super::copying::BlockCopy;
+use super::promotions::Wants;
 use super::{
-    Chunks, CopyJob, Device, Direction, JOB_BLOCKS, JOB_BYTES, Job, LoadRequest, TierEvent, TierFailure, Tiers,
+    Chunks, CopyJob, Device, Direction, JOB_BLOCKS, JOB_BYTES, Job, Kind, LoadRequest, Loaded, TierEvent, TierFailure,
+    Tiers,
 };
 use crate::host::{Block, Slot};
-use crate::store::{BlockHash, ClassId};
+use crate::store::BlockHash;
 
 /// A block that is to be brought.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Loading {
-    class: ClassId,
+    kind: Kind,
     group: usize,
     hash: BlockHash,
     target: BlockIndex,
@@ -26,16 +28,46 @@ pub(super) struct Load {
     pub(super) device: Arc<Device>,
     claim: WorkId,
     left: VecDeque<Loading>,
+    /// Blocks that the disk has yet to bring.
+    waits: usize,
+    /// Blocks that it has brought, held.
+    ready: VecDeque<(Loading, Block)>,
     jobs: usize,
-    bytes: u64,
+    loaded: Loaded,
     failure: Option<TierFailure>,
     deadline: Time,
+}
+
+enum Next {
+    Held(Loading, Block),
+    Named(Loading),
 }
 
 impl Load {
     pub(super) fn fail(&mut self, failure: TierFailure) {
         self.failure.get_or_insert(failure);
         self.left.clear();
+        self.waits = 0;
+    }
+
+    /// The disk has brought a block, or not; none for a load that has failed anyway.
+    pub(super) fn brought(&mut self, loading: Loading, block: Option<Block>, failure: TierFailure, bytes: u64) {
+        match block {
+            Some(block) => {
+                self.ready.push_back((loading, block));
+                self.loaded.disk_bytes += bytes;
+                self.waits = self.waits.saturating_sub(1);
+            }
+            None => self.fail(failure),
+        }
+    }
+
+    /// Of the group whose turn it is: a block that is held, or one that is to be found.
+    fn next(&mut self, group: usize) -> Option<Next> {
+        if let Some((loading, block)) = self.ready.pop_front_if(|(loading, _)| loading.group == group) {
+            return Some(Next::Held(loading, block));
+        }
+        self.left.pop_front_if(|loading| loading.group == group).map(Next::Named)
     }
 }
 
@@ -68,31 +100,43 @@ impl Tiers {
         }
         let mut left = VecDeque::new();
         for (group, blocks) in request.groups.iter().enumerate().filter(|(_, blocks)| !blocks.is_empty()) {
-            let class = self.class(device, group).ok_or(TierFailure::Request)?;
+            let kind = self.kind(device, group).ok_or(TierFailure::Request)?;
             let block_count = device.group(group).map_or(0, kvferry_core::layout::Layout::block_count);
             if blocks.iter().any(|(_, target)| target.0 >= block_count) {
                 return Err(TierFailure::Request);
             }
-            left.extend(blocks.iter().map(|&(hash, target)| Loading { class, group, hash, target }));
+            left.extend(blocks.iter().map(|&(hash, target)| Loading { kind, group, hash, target }));
         }
         let (device, claim, deadline) = (Arc::clone(device), request.claim, request.deadline);
-        Ok(Load { device, claim, left, jobs: 0, bytes: 0, failure: None, deadline })
+        let (ready, loaded) = (VecDeque::new(), Loaded::default());
+        Ok(Load { device, claim, left, waits: 0, ready, jobs: 0, loaded, failure: None, deadline })
     }
 
     /// The next blocks of a load; none when there are no more, or when one is not there.
     pub(super) fn next_load_job(&mut self, work: WorkId) -> Option<CopyJob> {
         let load = self.loads.get_mut(&work)?;
-        let Loading { class, group, .. } = *load.left.front()?;
+        let &Loading { kind, group, .. } = load.ready.front().map(|(loading, _)| loading).or(load.left.front())?;
         let device = Arc::clone(&load.device);
         let layout = device.group(group)?;
-        let mut chunks = Chunks::new(class, layout);
+        let mut chunks = Chunks::new(kind.host, layout);
         let (mut blocks, mut copies) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         while bytes < JOB_BYTES && blocks.len() < JOB_BLOCKS {
-            let Some(next) = load.left.pop_front_if(|next| next.group == group) else { break };
-            let Some(block) = self.host.pin(class, &next.hash) else {
-                load.fail(TierFailure::Evicted);
-                break;
+            let (next, block) = match load.next(group) {
+                None => break,
+                Some(Next::Held(next, block)) => (next, block),
+                Some(Next::Named(next)) => {
+                    let name = (kind, next.hash);
+                    if let Some(block) = self.host.pin(kind.host, &next.hash) {
+                        (next, block)
+                    } else if self.promotions.want(self.disk.as_mut(), name, Wants::Load(work, next)) {
+                        load.waits += 1;
+                        continue;
+                    } else {
+                        load.fail(TierFailure::Evicted);
+                        break;
+                    }
+                }
             };
             let slot = Slot::from(&block);
             let Some(chunk) = chunks.layout(&self.host, slot) else {
@@ -124,8 +168,8 @@ impl Tiers {
                     self.host.unpin(&block);
                 }
                 Some(_) => {
-                    if !self.host.discard(of.class, &of.hash, &block) {
-                        self.damaged.insert((of.class, of.hash));
+                    if !self.host.discard(of.kind.host, &of.hash, &block) {
+                        self.damaged.insert((of.kind.host, of.hash));
                     }
                     failure = Some(TierFailure::Checksum);
                 }
@@ -138,7 +182,7 @@ impl Tiers {
         self.drop_damaged();
         let Some(load) = self.loads.get_mut(&work) else { return };
         load.jobs -= 1;
-        load.bytes += bytes;
+        load.loaded.bytes += bytes;
         if let Some(failure) = failure {
             load.fail(failure);
         }
@@ -147,14 +191,19 @@ impl Tiers {
 
     /// Ends a load of which nothing is left to do.
     pub(super) fn settle_load(&mut self, work: WorkId) {
-        let is_over = self.loads.get(&work).is_some_and(|load| load.left.is_empty() && load.jobs == 0);
-        if !is_over {
+        let Some(load) = self.loads.get_mut(&work) else { return };
+        if load.failure.is_some() {
+            for (_, block) in load.ready.drain(..) {
+                self.host.unpin(&block);
+            }
+        }
+        if !load.left.is_empty() || !load.ready.is_empty() || load.waits + load.jobs > 0 {
             return;
         }
         let Some(load) = self.loads.remove(&work) else { return };
         self.deadlines.remove(&(load.deadline, work));
         self.rank_loaded(load.claim, load.device.rank());
-        let result = load.failure.map_or(Ok(load.bytes), Err);
+        let result = load.failure.map_or(Ok(load.loaded), Err);
         self.events.push_back(TierEvent::Loaded { work, result });
     }
 }

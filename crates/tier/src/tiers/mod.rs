@@ -14,8 +14,11 @@
 
 mod claims;
 mod copying;
+mod demotions;
 mod device;
 mod loads;
+mod messages;
+mod promotions;
 mod stores;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -24,17 +27,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvferry_core::layout::Layout;
-use kvferry_core::{BlockIndex, Fingerprint, Time, WorkId};
+use kvferry_core::{Fingerprint, Time, WorkId};
 
 use self::claims::Claim;
 use self::copying::Direction;
 pub use self::copying::{Copied, CopyJob, JobId};
+use self::demotions::Demotions;
 pub use self::device::Device;
 use self::loads::{Load, Loading};
+pub use self::messages::{ChainPiece, DiskJob, LoadRequest, Loaded, Lookup, StoreRequest, TierEvent, TierFailure};
+use self::promotions::Promotions;
 use self::stores::Store;
 use crate::cache::Cache;
-use crate::host::{Arena, Block, Filling};
-use crate::store::{BlockHash, ClassId, Tenant};
+use crate::disk::{Done, Shelf};
+use crate::host::{Arena, Block};
+use crate::store::{BlockHash, ClassId};
 
 /// Bytes of one job: long enough that its messages cost little, short enough that a load waits for little.
 const JOB_BYTES: u64 = 2 << 20;
@@ -56,125 +63,21 @@ pub struct TierLimits {
     pub commit_max: Duration,
 }
 
-/// Why a lookup, a load or a store came to nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TierFailure {
-    /// Given up by who asked for it.
-    Aborted,
-    /// Bytes were not what was stored.
-    Checksum,
-    /// Everything of this fingerprint was to be forgotten.
-    Cleared,
-    /// It took longer than it might.
-    Deadline,
-    /// A block is not there any more.
-    Evicted,
-    /// Too much at a time.
-    Limit,
-    /// It does not fit the engine's own layout.
-    Request,
-}
-
-impl TierFailure {
-    /// One word, as messages and metrics have it.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Aborted => "aborted",
-            Self::Checksum => "checksum",
-            Self::Cleared => "cleared",
-            Self::Deadline => "deadline",
-            Self::Evicted => "evicted",
-            Self::Limit => "limit",
-            Self::Request => "request",
-        }
-    }
-}
-
-/// What whoever asked is to be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TierEvent {
-    /// The answer to a lookup.
-    Found {
-        /// The lookup, and the claim's name.
-        claim: WorkId,
-        /// Of each group, how many of the first blocks every rank has.
-        held: Vec<u32>,
-        /// Why none is held, if not because none is there.
-        failure: Option<TierFailure>,
-    },
-    /// What a lookup found is not held any more, or was nothing.
-    Released {
-        /// The lookup.
-        claim: WorkId,
-    },
-    /// Nothing that was stored before is found any more.
-    Cleared {
-        /// Of whom.
-        fingerprint: Fingerprint,
-    },
-    /// A load has ended; nothing touches its blocks any more.
-    Loaded {
-        /// The load.
-        work: WorkId,
-        /// Bytes that arrived and were verified, if all were.
-        result: Result<u64, TierFailure>,
-    },
-    /// The blocks of a store were copied, and will not be read again. Nobody finds them before they are committed.
-    Copied {
-        /// The store.
-        work: WorkId,
-        /// Why it comes to nothing; less than all blocks is no failure.
-        failure: Option<TierFailure>,
-    },
-    /// The blocks of a store are found from now on.
-    Stored {
-        /// The store.
-        work: WorkId,
-        /// How many they are; those that were there before are not among them.
-        blocks: u64,
-    },
-}
-
-/// One engine asks what is there for a prompt.
-#[derive(Debug)]
-pub struct Lookup {
-    /// All ranks of the engine.
-    pub devices: Vec<Arc<Device>>,
-    /// Of each cache group, the prompt's blocks in order.
-    pub groups: Vec<Vec<BlockHash>>,
-}
-
-/// One rank wants blocks.
-#[derive(Debug)]
-pub struct LoadRequest {
-    /// The lookup that found them.
-    pub claim: WorkId,
-    /// Where they go.
-    pub device: Arc<Device>,
-    /// Of each cache group, blocks and the engine's own for them.
-    pub groups: Vec<Vec<(BlockHash, BlockIndex)>>,
-    /// When it is given up.
-    pub deadline: Time,
-}
-
-/// Blocks that follow each other, and the one before the first.
-pub type ChainPiece = (Option<BlockHash>, Vec<(BlockHash, BlockIndex)>);
-
-/// One rank gives blocks to be kept.
-#[derive(Debug)]
-pub struct StoreRequest {
-    /// Where they come from.
-    pub device: Arc<Device>,
-    /// Of each cache group.
-    pub groups: Vec<ChainPiece>,
-    /// Whose they are.
-    pub tenant: Tenant,
+/// Blocks of one part, as each tier numbers their class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kind {
+    host: ClassId,
+    /// None: no disk takes them.
+    disk: Option<ClassId>,
 }
 
 /// See the module.
 pub struct Tiers {
     host: Cache<Arena>,
+    disk: Option<Cache<Shelf>>,
+    promotions: Promotions,
+    demotions: Demotions,
+    next_tag: u64,
     limits: TierLimits,
     claims: HashMap<WorkId, Claim>,
     loads: HashMap<WorkId, Load>,
@@ -186,24 +89,29 @@ pub struct Tiers {
     next_job: u64,
     deadlines: BTreeSet<(Time, WorkId)>,
     /// What is to be forgotten once no job is at it.
-    clearing: Vec<(Fingerprint, Vec<ClassId>)>,
+    clearing: Vec<(Fingerprint, Vec<Kind>)>,
     /// Blocks that are not what was stored, and go once nobody holds them. Nobody finds them meanwhile.
     damaged: HashSet<(ClassId, BlockHash)>,
+    damaged_on_disk: HashSet<(ClassId, BlockHash)>,
     events: VecDeque<TierEvent>,
 }
 
 /// What a copying thread has been handed.
 enum Job {
     Load(WorkId, Vec<(Loading, Block)>),
-    Store(WorkId, Vec<(Filling, Option<BlockHash>)>),
+    Store(WorkId, Vec<stores::Place>),
 }
 
 impl Tiers {
-    /// Over what host memory holds.
+    /// Over what host memory holds, and a disk where there is one.
     #[must_use]
-    pub fn new(host: Cache<Arena>, limits: TierLimits) -> Self {
+    pub fn new(host: Cache<Arena>, disk: Option<Cache<Shelf>>, limits: TierLimits) -> Self {
         Self {
             host,
+            disk,
+            promotions: Promotions::default(),
+            demotions: Demotions::default(),
+            next_tag: 0,
             limits,
             claims: HashMap::new(),
             loads: HashMap::new(),
@@ -215,6 +123,7 @@ impl Tiers {
             deadlines: BTreeSet::new(),
             clearing: Vec::new(),
             damaged: HashSet::new(),
+            damaged_on_disk: HashSet::new(),
             events: VecDeque::new(),
         }
     }
@@ -223,6 +132,12 @@ impl Tiers {
     #[must_use]
     pub const fn host(&self) -> &Cache<Arena> {
         &self.host
+    }
+
+    /// What the disk holds, where there is one.
+    #[must_use]
+    pub const fn disk(&self) -> Option<&Cache<Shelf>> {
+        self.disk.as_ref()
     }
 
     /// Claims, loads and stores that have not ended.
@@ -258,6 +173,19 @@ impl Tiers {
             self.settle_store(now, work);
         }
         None
+    }
+
+    /// The next block for the disk, or from it: those that somebody waits for come first.
+    pub fn poll_disk(&mut self, now: Time) -> Option<DiskJob> {
+        self.next_read(now).or_else(|| self.next_write(now))
+    }
+
+    /// The disk is done with a job.
+    pub fn handle_disk(&mut self, done: Done) {
+        match done {
+            Done::Read { tag, block, outcome } => self.handle_read(tag, &block, outcome),
+            Done::Written { tag, filling, outcome } => self.handle_written(tag, filling, outcome),
+        }
     }
 
     /// A copying thread is done with a job.
@@ -320,22 +248,31 @@ impl Tiers {
             self.fail(now, work, TierFailure::Cleared);
         }
         let names = devices.iter().flat_map(|device| (0..device.group_count()).map(move |group| (device, group)));
-        let classes: Vec<_> =
-            names.collect::<Vec<_>>().into_iter().filter_map(|(d, group)| self.class(d, group)).collect();
-        self.clearing.push((fingerprint, classes));
+        let kinds: Vec<_> =
+            names.collect::<Vec<_>>().into_iter().filter_map(|(d, group)| self.kind(d, group)).collect();
+        self.promotions.void(self.disk.as_mut(), &kinds);
+        self.demotions.void(&kinds);
+        self.clearing.push((fingerprint, kinds));
         self.events.push_back(TierEvent::Cleared { fingerprint });
         self.clear_what_rests();
     }
 
     /// Nobody finds what is to be cleared meanwhile, and nothing of it is taken in.
     fn clear_what_rests(&mut self) {
-        let (loads, stores, host) = (&self.loads, &self.stores, &mut self.host);
-        self.clearing.retain(|(fingerprint, classes)| {
+        let Self { loads, stores, host, disk, promotions, demotions, .. } = self;
+        self.clearing.retain(|(fingerprint, kinds)| {
             let is_of = |device: &Device| device.fingerprint() == *fingerprint;
-            let busy =
-                loads.values().any(|load| is_of(&load.device)) || stores.values().any(|store| is_of(&store.device));
+            let busy = loads.values().any(|load| is_of(&load.device))
+                || stores.values().any(|store| is_of(&store.device))
+                || promotions.is_busy(kinds)
+                || demotions.is_busy(kinds);
             if !busy {
-                classes.iter().for_each(|&class| host.clear(class));
+                for kind in kinds {
+                    host.clear(kind.host);
+                    if let (Some(disk), Some(class)) = (disk.as_mut(), kind.disk) {
+                        disk.clear(class);
+                    }
+                }
             }
             busy
         });
@@ -349,11 +286,17 @@ impl Tiers {
     fn drop_damaged(&mut self) {
         let host = &mut self.host;
         self.damaged.retain(|(class, hash)| host.contains(*class, hash) && !host.damaged(*class, hash));
+        if let Some(disk) = &mut self.disk {
+            self.damaged_on_disk.retain(|(class, hash)| disk.contains(*class, hash) && !disk.damaged(*class, hash));
+        }
     }
 
-    fn class(&mut self, device: &Device, group: usize) -> Option<ClassId> {
-        let bytes = device.group(group)?.bytes_per_block(0)?;
-        self.host.class(device.fingerprint(), device.part(group)?, bytes).ok()
+    fn kind(&mut self, device: &Device, group: usize) -> Option<Kind> {
+        let (fingerprint, part, bytes) =
+            (device.fingerprint(), device.part(group)?, device.group(group)?.bytes_per_block(0)?);
+        let host = self.host.class(fingerprint, part, bytes).ok()?;
+        let disk = self.disk.as_mut().and_then(|disk| disk.class(fingerprint, part, bytes).ok());
+        Some(Kind { host, disk })
     }
 
     fn draw_job(&mut self) -> JobId {

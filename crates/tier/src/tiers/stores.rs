@@ -12,24 +12,32 @@ use kvferry_core::{BlockIndex, Time, WorkId};
 
 use super::copying::BlockCopy;
 use super::{
-    Chunks, CopyJob, Device, Direction, JOB_BLOCKS, JOB_BYTES, Job, StoreRequest, TierEvent, TierFailure, Tiers,
+    Chunks, CopyJob, Device, Direction, JOB_BLOCKS, JOB_BYTES, Job, Kind, StoreRequest, TierEvent, TierFailure, Tiers,
 };
 use crate::cache::NotAdmitted;
 use crate::host::{Filling, Slot};
-use crate::store::{BlockHash, ClassId, Tenant};
+use crate::store::{BlockHash, Reserved as _, Tenant};
 
 /// A block that is to be taken in.
 #[derive(Clone, Copy)]
 struct Storing {
-    class: ClassId,
+    kind: Kind,
     group: usize,
     parent: Option<BlockHash>,
     hash: BlockHash,
     source: BlockIndex,
 }
 
+/// A block that is on its way to its place.
+pub(super) struct Place {
+    kind: Kind,
+    place: Filling,
+    parent: Option<BlockHash>,
+}
+
 /// A block that is in its place, and that nobody finds yet.
 pub(super) struct Filled {
+    kind: Kind,
     place: Filling,
     sum: u32,
     parent: Option<BlockHash>,
@@ -82,14 +90,14 @@ impl Tiers {
         let mut left = VecDeque::new();
         for (group, (first, blocks)) in request.groups.iter().enumerate().filter(|(_, (_, blocks))| !blocks.is_empty())
         {
-            let class = self.class(device, group).ok_or(TierFailure::Request)?;
+            let kind = self.kind(device, group).ok_or(TierFailure::Request)?;
             let block_count = device.group(group).map_or(0, kvferry_core::layout::Layout::block_count);
             let mut parent = *first;
             for &(hash, source) in blocks {
                 if source.0 >= block_count {
                     return Err(TierFailure::Request);
                 }
-                left.push_back(Storing { class, group, parent, hash, source });
+                left.push_back(Storing { kind, group, parent, hash, source });
                 parent = Some(hash);
             }
         }
@@ -109,7 +117,7 @@ impl Tiers {
             let Some(next) = store.left.pop_front_if(|next| group.is_none_or(|group| next.group == group)) else {
                 break;
             };
-            let place = match self.host.admit(now, next.class, next.hash, next.parent, tenant) {
+            let place = match self.host.admit(now, next.kind.host, next.hash, next.parent, tenant) {
                 Ok(place) => place,
                 Err(NotAdmitted::There) => continue,
                 // Nor is there room for what stands behind it.
@@ -124,7 +132,7 @@ impl Tiers {
             let chunk = match (&mut of, device.group(next.group)) {
                 (Some((_, chunks)), _) => chunks.layout(&self.host, slot),
                 (none, Some(layout)) => {
-                    none.insert((next.group, Chunks::new(next.class, layout))).1.layout(&self.host, slot)
+                    none.insert((next.group, Chunks::new(next.kind.host, layout))).1.layout(&self.host, slot)
                 }
                 (None, None) => None,
             };
@@ -135,7 +143,7 @@ impl Tiers {
             };
             bytes += place.bytes;
             copies.push(BlockCopy { block: next.source, slot, chunk });
-            places.push((place, next.parent));
+            places.push(Place { kind: next.kind, place, parent: next.parent });
         }
         let (group, _) = of?;
         if places.is_empty() {
@@ -148,19 +156,13 @@ impl Tiers {
         Some(CopyJob { id, direction: Direction::Store, device, group, host, blocks: copies })
     }
 
-    pub(super) fn handle_stored(
-        &mut self,
-        now: Time,
-        work: WorkId,
-        places: Vec<(Filling, Option<BlockHash>)>,
-        sums: &[u32],
-    ) {
+    pub(super) fn handle_stored(&mut self, now: Time, work: WorkId, places: Vec<Place>, sums: &[u32]) {
         // Its store ends only once all its jobs have.
         let Some(store) = self.stores.get_mut(&work) else { return };
         store.jobs -= 1;
-        for (number, (place, parent)) in places.into_iter().enumerate() {
+        for (number, Place { kind, place, parent }) in places.into_iter().enumerate() {
             match sums.get(number) {
-                Some(&sum) => store.filled.push(Filled { place, sum, parent }),
+                Some(&sum) => store.filled.push(Filled { kind, place, sum, parent }),
                 None => {
                     self.host.abandon(place);
                     store.fail(TierFailure::Request);
@@ -205,8 +207,12 @@ impl Tiers {
             if let Some(until) = store.waits_until {
                 self.deadlines.remove(&(until, work));
             }
-            for Filled { place, sum, parent } in store.filled {
+            for Filled { kind, place, sum, parent } in store.filled {
+                let hash = place.hash();
                 blocks += u64::from(self.host.seal(place, sum, parent));
+                if self.host.is_likely(kind.host, &hash) {
+                    self.want_on_disk((kind, hash), parent);
+                }
             }
         }
         self.events.push_back(TierEvent::Stored { work, blocks });

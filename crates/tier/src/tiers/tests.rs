@@ -1,9 +1,15 @@
-use kvferry_core::Rank;
+use std::path::Path;
+
 use kvferry_core::layout::{AxisOrder, GroupLayout, LayerSpan};
+use kvferry_core::{BlockIndex, Rank};
 use kvferry_memory::{Meter, Region};
 
 use super::*;
 use crate::cache::CacheLimits;
+use crate::disk::{self, Mover};
+use crate::store::Tenant;
+
+mod with_disk;
 
 const BLOCKS: u32 = 64;
 const LAYERS: u32 = 3;
@@ -21,13 +27,16 @@ fn hash(number: u8) -> BlockHash {
 
 /// A node: tiers, and a folder that its host memory outlives it in.
 struct Node {
+    /// In memory.
     folder: tempfile::TempDir,
+    disk: Option<tempfile::TempDir>,
     tiers: Tiers,
+    mover: Mover,
     next: u64,
 }
 
-fn open(folder: &std::path::Path, mib: u64) -> Tiers {
-    let (arena, _) = Arena::open(&folder.join("arena"), mib << 20, 1 << 16, &Meter::new()).expect("an arena");
+fn open(folder: &Path, disk: Option<&tempfile::TempDir>) -> Tiers {
+    let (arena, _) = Arena::open(&folder.join("arena"), 4 << 20, 1 << 16, &Meter::new()).expect("an arena");
     let cache = Cache::new(arena, CacheLimits { known_max: 1 << 16, tenant_bytes_max: u64::MAX, seed: 1 }, at(0));
     let limits = TierLimits {
         claims_max: 4,
@@ -36,14 +45,51 @@ fn open(folder: &std::path::Path, mib: u64) -> Tiers {
         claim_max: Duration::from_millis(100),
         commit_max: Duration::from_millis(100),
     };
-    Tiers::new(cache, limits)
+    let disk = disk.map(|disk| {
+        let limits = disk::Limits {
+            bytes_max: 8 << 20,
+            files_max: 16,
+            extent_bytes: 1 << 20,
+            free_bytes_min: 0,
+            write_errors_max: 3,
+        };
+        let (shelf, _) = Shelf::open(&disk.path().join("store"), limits).expect("a store on the disk");
+        Cache::new(shelf, CacheLimits { known_max: 1 << 16, tenant_bytes_max: u64::MAX, seed: 1 }, at(0))
+    });
+    Tiers::new(cache, disk, limits)
+}
+
+fn mover() -> Mover {
+    let settings = disk::Settings { io: disk::Io::Auto, depth_max: 64, threads: 2, bounce_bytes_max: 1 << 20 };
+    Mover::open(settings).expect("a way to the disk")
 }
 
 impl Node {
     fn new() -> Self {
         let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
-        let tiers = open(folder.path(), 4);
-        Self { folder, tiers, next: 0 }
+        let tiers = open(folder.path(), None);
+        Self { folder, disk: None, tiers, mover: mover(), next: 0 }
+    }
+
+    fn with_disk() -> Self {
+        let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        // On the file system of the build, which takes O_DIRECT.
+        let program = std::env::current_exe().expect("a program");
+        let disk = tempfile::tempdir_in(program.parent().expect("in a folder")).expect("a folder on the disk");
+        let tiers = open(folder.path(), Some(&disk));
+        Self { folder, disk: Some(disk), tiers, mover: mover(), next: 0 }
+    }
+
+    /// The daemon ends, and the next one finds no host memory of its.
+    fn restart_without_memory(&mut self) {
+        let empty = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        self.tiers = open(empty.path(), None);
+        std::fs::remove_file(self.folder.path().join("arena")).expect("it was there");
+        self.tiers = open(self.folder.path(), self.disk.as_ref());
+    }
+
+    fn on_disk(&self) -> usize {
+        self.tiers.disk().expect("a disk").blocks()
     }
 
     fn work(&mut self) -> WorkId {
@@ -53,11 +99,34 @@ impl Node {
 
     /// Copies whatever is to be copied, and takes the events.
     fn run(&mut self, now: Time) -> Vec<TierEvent> {
-        while let Some(job) = self.tiers.poll_load().or_else(|| self.tiers.poll_store(now)) {
-            let copied = job.run();
-            self.tiers.handle_copied(now, &copied);
+        loop {
+            while let Some(job) = self.tiers.poll_load().or_else(|| self.tiers.poll_store(now)) {
+                let copied = job.run();
+                self.tiers.handle_copied(now, &copied);
+            }
+            if !self.run_disk(now) {
+                break;
+            }
         }
         std::iter::from_fn(|| self.tiers.poll_event()).collect()
+    }
+
+    /// Whether there was anything.
+    fn run_disk(&mut self, now: Time) -> bool {
+        while let Some(job) = self.tiers.poll_disk(now) {
+            match job {
+                DiskJob::Read { tag, block, span } => self.mover.read(tag, block, &span).expect("room"),
+                DiskJob::Write { tag, filling, span } => self.mover.write(tag, filling, &span).expect("room"),
+            }
+        }
+        let is_busy = self.mover.in_flight() > 0;
+        let mut done = Vec::new();
+        while self.mover.in_flight() > 0 {
+            self.mover.wait(Duration::from_secs(1));
+            self.mover.turn(&mut done);
+        }
+        done.into_iter().for_each(|done| self.tiers.handle_disk(done));
+        is_busy
     }
 
     fn lookup(&mut self, now: Time, devices: &[&Arc<Device>], chain: &[BlockHash]) -> (WorkId, u32) {
@@ -68,6 +137,15 @@ impl Node {
             [TierEvent::Found { held, failure: None, .. }, ..] => (claim, held[0]),
             other => panic!("{other:?}"),
         }
+    }
+
+    fn lookup_failure(&mut self, now: Time, device: &Arc<Device>) -> Option<TierFailure> {
+        let claim = self.work();
+        self.tiers.lookup(now, claim, &Lookup { devices: vec![Arc::clone(device)], groups: vec![vec![hash(1)]] });
+        std::iter::from_fn(|| self.tiers.poll_event()).find_map(|event| match event {
+            TierEvent::Found { claim: of, failure, .. } if of == claim => Some(failure),
+            _ => None,
+        })?
     }
 
     fn load(&mut self, now: Time, device: &Arc<Device>, claim: WorkId, blocks: &[(u8, u32)]) -> WorkId {
@@ -98,6 +176,10 @@ impl Node {
     }
 
     fn loaded(&mut self, now: Time) -> Result<u64, TierFailure> {
+        self.loaded_from(now).map(|loaded| loaded.bytes)
+    }
+
+    fn loaded_from(&mut self, now: Time) -> Result<Loaded, TierFailure> {
         let events = self.run(now);
         let result = events.iter().find_map(|event| match event {
             TierEvent::Loaded { result, .. } => Some(*result),
@@ -146,9 +228,9 @@ fn what_one_engine_stored_another_loads_also_from_the_next_daemon() {
     let (first, second) = (device(0, 1), device(0, 77));
     assert_eq!(node.keep(at(0), &first, None, &[(1, 10), (2, 3), (3, 60)]), 3);
     assert_eq!(node.keep(at(1), &first, Some(3), &[(3, 60), (4, 5)]), 1, "one is there already");
-    let Node { folder, tiers, .. } = node;
+    let Node { folder, tiers, mover, .. } = node;
     drop(tiers);
-    let mut node = Node { tiers: open(folder.path(), 4), folder, next: 100 };
+    let mut node = Node { tiers: open(folder.path(), None), disk: None, folder, mover, next: 100 };
     let chain: Vec<_> = (1..=6).map(hash).collect();
     let (claim, held) = node.lookup(at(2), &[&second], &chain);
     assert_eq!(held, 4);
@@ -233,7 +315,7 @@ fn what_was_found_stays_until_it_is_loaded_given_up_or_too_old() {
     let mut node = Node::new();
     let engine = device(0, 1);
     node.keep(at(0), &engine, None, &[(1, 0)]);
-    let class = node.tiers.class(&engine, 0).expect("a class");
+    let class = node.tiers.kind(&engine, 0).expect("a class").host;
     let may_go = |node: &Node| crate::store::Store::may_go(node.tiers.host().store(), class, &hash(1));
     for end in ["forget", "deadline", "load"] {
         assert!(may_go(&node));
@@ -252,7 +334,7 @@ fn what_was_found_stays_until_it_is_loaded_given_up_or_too_old() {
     let claims: Vec<_> = (0..4).map(|_| node.lookup(at(200), &[&engine], &[hash(1)]).0).collect();
     let claim = node.work();
     node.tiers.lookup(at(200), claim, &Lookup { devices: vec![engine], groups: vec![vec![hash(1)]] });
-    let limit = TierEvent::Found { claim, held: vec![0], failure: Some(TierFailure::Limit) };
+    let limit = TierEvent::Found { claim, held: vec![0], on_disk: vec![0], failure: Some(TierFailure::Limit) };
     assert_eq!(node.run(at(200)), [limit, TierEvent::Released { claim }], "beside {claims:?}");
 }
 
@@ -272,7 +354,10 @@ fn clearing_forgets_what_is_there_and_what_is_on_its_way() {
     let failed = Some(TierFailure::Cleared);
     let events = node.run(at(1));
     assert!(events.contains(&TierEvent::Cleared { fingerprint: engine.fingerprint() }), "{events:?}");
-    assert!(events.contains(&TierEvent::Found { claim: late, held: vec![0], failure: failed }), "{events:?}");
+    assert!(
+        events.contains(&TierEvent::Found { claim: late, held: vec![0], on_disk: vec![0], failure: failed }),
+        "{events:?}"
+    );
     assert!(events.contains(&TierEvent::Copied { work: store, failure: failed }), "{events:?}");
     assert!(!events.iter().any(|event| matches!(event, TierEvent::Loaded { .. })), "the copy still writes: {events:?}");
     let copied = job.run();

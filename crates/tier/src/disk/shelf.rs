@@ -1,0 +1,400 @@
+//! What of a store's blocks is where, and where the next one goes.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+use kvferry_core::Fingerprint;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::directory::Directory;
+use super::error::{DiskError, ReadOnly};
+use super::extent::{Extent, File, Place};
+use super::format::{Cut, Header, Record, SLOT_BITS};
+use crate::store::{BlockHash, CLASSES_MAX, ClassId, NotKept, Refused, Tenant};
+
+/// Extents of one store: what the index's numbers leave room for.
+pub(super) const EXTENTS_MAX: usize = 1 << (32 - SLOT_BITS);
+
+/// Blocks on a disk; see the head of [`disk`](super).
+pub struct Shelf {
+    pub(super) directory: Directory,
+    pub(super) classes: Vec<Class>,
+    /// By number; what is gone leaves its number to the next.
+    pub(super) extents: Vec<Option<Extent>>,
+    /// Sealed blocks, as [`Place`]s; their names are in the extents.
+    pub(super) index: HashTable<u32>,
+    pub(super) random: RandomState,
+    /// Blocks that may not go, and how often they are held.
+    pub(super) pins: HashMap<Place, u32, RandomState>,
+    read_only: Option<ReadOnly>,
+    /// Writes that failed since the last one that did not.
+    failed_writes: u32,
+    counts: Counts,
+}
+
+/// What has gone wrong since the store was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Writes of blocks and records that failed.
+    pub failed_writes: u64,
+    /// Places that are left alone until the next start, since nobody knows what the disk has there.
+    pub lost_places: u64,
+    /// Files for blocks that could not be made, though there was room by the store's own limits.
+    pub failed_files: u64,
+}
+
+pub(super) struct Class {
+    pub(super) key: (Fingerprint, u32, u64),
+    pub(super) cut: Cut,
+    /// Extents with a free slot; the last one is filled first.
+    pub(super) open: Vec<u16>,
+}
+
+/// A place on the disk that waits for a block's bytes: [`Mover::write`](super::Mover::write) brings them.
+#[derive(Debug)]
+#[must_use]
+pub struct Filling {
+    pub(super) place: Place,
+    pub(super) generation: u32,
+    pub(super) class: ClassId,
+    pub(super) hash: BlockHash,
+    pub(super) tenant: Tenant,
+    pub(super) at: At,
+    pub(super) progress: Progress,
+}
+
+/// A block that is held: [`Mover::read`](super::Mover::read) fetches its bytes.
+#[derive(Debug)]
+pub struct Block {
+    pub(super) place: Place,
+    pub(super) checksum: u32,
+    pub(super) at: At,
+}
+
+/// Where bytes are on the disk.
+#[derive(Clone, Debug)]
+pub(super) struct At {
+    pub(super) file: Arc<File>,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+}
+
+/// What became of a place's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Empty,
+    Failed(DiskError),
+    Written,
+}
+
+impl Shelf {
+    pub(super) fn new(directory: Directory) -> Self {
+        let read_only = directory.is_read_only.then_some(ReadOnly::FileSystem);
+        Self {
+            directory,
+            classes: Vec::new(),
+            extents: Vec::new(),
+            index: HashTable::new(),
+            random: RandomState::default(),
+            pins: HashMap::default(),
+            read_only,
+            failed_writes: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Why nothing is taken in any more, if that is so. It stays so until the next start.
+    #[must_use]
+    pub const fn read_only(&self) -> Option<ReadOnly> {
+        self.read_only
+    }
+
+    /// What has gone wrong since the store was opened.
+    #[must_use]
+    pub const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Bytes and files that count against the limits.
+    #[must_use]
+    pub const fn used(&self) -> (u64, u32) {
+        self.directory.used()
+    }
+
+    /// Bytes of memory that the index takes, the blocks' names included.
+    #[must_use]
+    pub fn index_bytes(&self) -> usize {
+        let slots: usize = self.extents.iter().flatten().map(Extent::memory_bytes).sum();
+        self.index.allocation_size() + slots
+    }
+
+    /// The block before this one in its chain, as the disk tells.
+    #[must_use]
+    pub fn parent(&self, block: &Block) -> Option<BlockHash> {
+        self.extent(block.place).record(block.place.slot).and_then(|record| record.parent())
+    }
+
+    pub(super) fn extent(&self, place: Place) -> &Extent {
+        let extent = self.extents[usize::from(place.extent)].as_ref();
+        extent.unwrap_or_else(|| unreachable!("an extent with a place that is taken stays"))
+    }
+
+    fn extent_mut(&mut self, place: Place) -> &mut Extent {
+        let extent = self.extents[usize::from(place.extent)].as_mut();
+        extent.unwrap_or_else(|| unreachable!("an extent with a place that is taken stays"))
+    }
+
+    pub(super) fn find(&self, class: ClassId, hash: &BlockHash) -> Option<Place> {
+        let sum = self.random.hash_one((class, hash));
+        self.index.find(sum, |&number| self.is_named(number, class, hash)).map(|&number| Place::from_u32(number))
+    }
+
+    fn is_named(&self, number: u32, class: ClassId, hash: &BlockHash) -> bool {
+        let place = Place::from_u32(number);
+        let extent = self.extent(place);
+        extent.class == class && extent.slot(place.slot).hash == *hash
+    }
+
+    pub(super) fn insert(&mut self, place: Place) {
+        let Self { index, extents, random, .. } = self;
+        let name = |&number: &u32| {
+            let place = Place::from_u32(number);
+            let extent = extents[usize::from(place.extent)].as_ref();
+            extent.map_or(0, |extent| random.hash_one((extent.class, &extent.slot(place.slot).hash)))
+        };
+        index.insert_unique(name(&place.to_u32()), place.to_u32(), name);
+    }
+
+    /// Makes room in the index at once, in place of doubling it on the way.
+    pub(super) fn index_reserve(&mut self, count: usize) {
+        let Self { index, extents, random, .. } = self;
+        index.reserve(count, |&number| {
+            let place = Place::from_u32(number);
+            let extent = extents[usize::from(place.extent)].as_ref();
+            extent.map_or(0, |extent| random.hash_one((extent.class, &extent.slot(place.slot).hash)))
+        });
+    }
+
+    pub(super) fn take_out(&mut self, class: ClassId, hash: &BlockHash) {
+        let sum = self.random.hash_one((class, hash));
+        let Self { index, extents, .. } = self;
+        let entry = index.find_entry(sum, |&number| {
+            let place = Place::from_u32(number);
+            let extent = extents[usize::from(place.extent)].as_ref();
+            extent.is_some_and(|extent| extent.class == class && extent.slot(place.slot).hash == *hash)
+        });
+        if let Ok(entry) = entry {
+            entry.remove();
+        }
+    }
+
+    pub(super) fn find_or_add(&mut self, key: (Fingerprint, u32, u64)) -> Option<ClassId> {
+        let place = match self.classes.iter().position(|class| class.key == key) {
+            Some(place) => place,
+            None if key.2 == 0 || self.classes.len() >= CLASSES_MAX => return None,
+            None => {
+                let cut = Cut::new(key.2, self.directory.limits().extent_bytes)?;
+                self.classes.push(Class { key, cut, open: Vec::new() });
+                self.classes.len() - 1
+            }
+        };
+        u16::try_from(place).ok().map(ClassId)
+    }
+
+    /// A free slot of this class, in an extent that is made where none has one.
+    pub(super) fn take_place(&mut self, class: ClassId) -> Result<Place, Refused> {
+        if self.classes[usize::from(class.0)].open.is_empty() {
+            self.add_extent(class)?;
+        }
+        let open = &mut self.classes[usize::from(class.0)].open;
+        let number = *open.last().ok_or(Refused::Full)?;
+        let extent = self.extents[usize::from(number)].as_mut().ok_or(Refused::Full)?;
+        let slot = extent.take().ok_or(Refused::Full)?;
+        if extent.is_full() {
+            open.pop();
+        }
+        Ok(Place { extent: number, slot })
+    }
+
+    fn add_extent(&mut self, class: ClassId) -> Result<(), Refused> {
+        let Class { key: (fingerprint, group, _), cut, .. } = self.classes[usize::from(class.0)];
+        let header = |number| Header::new(number, (fingerprint, group), cut);
+        let is_crowded = self.extents.iter().flatten().count() >= EXTENTS_MAX;
+        if is_crowded && !self.remove_empty_extent() {
+            return Err(Refused::Full);
+        }
+        let made = loop {
+            let made = self.directory.make_extent(header, cut);
+            // An extent without a block is everybody's room.
+            if !matches!(made, Err(Errno::NOSPC | Errno::DQUOT)) || !self.remove_empty_extent() {
+                break made;
+            }
+        };
+        let opened = made.and_then(|number| {
+            let files = open_extent(&self.directory, number);
+            if files.is_err() {
+                self.directory.remove_extent(number, cut.room())?;
+            }
+            Ok((number, files?))
+        });
+        match opened {
+            Ok((number, files)) => {
+                self.add(Extent::new(class, cut.room(), files, header(number)));
+                Ok(())
+            }
+            Err(Errno::NOSPC | Errno::DQUOT) => Err(Refused::Full),
+            Err(errno) => {
+                self.counts.failed_files += 1;
+                self.write_failed(DiskError::Io(errno));
+                Err(if self.read_only.is_some() { Refused::ReadOnly } else { Refused::Full })
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, extent: Extent) -> u16 {
+        let free = self.extents.iter().position(Option::is_none).unwrap_or(self.extents.len());
+        debug_assert!(free < EXTENTS_MAX, "asked before");
+        let number = u16::try_from(free).unwrap_or(u16::MAX);
+        if !extent.is_full() {
+            self.classes[usize::from(extent.class.0)].open.push(number);
+        }
+        if free == self.extents.len() {
+            self.extents.push(None);
+        }
+        self.extents[free] = Some(extent);
+        number
+    }
+
+    /// One file less that holds no block, and waits for none.
+    fn remove_empty_extent(&mut self) -> bool {
+        let is_empty = |extent: &Option<Extent>| extent.as_ref().is_some_and(|extent| extent.taken_count == 0);
+        let found = self.extents.iter().position(is_empty);
+        found.is_some_and(|place| self.remove_extent(place))
+    }
+
+    /// Removes a file; its blocks are no longer in the index.
+    pub(super) fn remove_extent(&mut self, place: usize) -> bool {
+        let Some(extent) = self.extents[place].take() else { return false };
+        let open = &mut self.classes[usize::from(extent.class.0)].open;
+        open.retain(|&other| usize::from(other) != place);
+        if self.directory.remove_extent(extent.number, extent.room).is_ok() {
+            return true;
+        }
+        // It still takes its room, and cannot be used: its records may come back.
+        self.counts.failed_files += 1;
+        false
+    }
+
+    pub(super) fn forget_all(&mut self, place: u16) -> u64 {
+        let Some(extent) = self.extents[usize::from(place)].as_ref() else { return 0 };
+        let class = extent.class;
+        let names: Vec<BlockHash> = extent.sealed().map(|slot| extent.slot(slot).hash).collect();
+        names.iter().for_each(|hash| self.take_out(class, hash));
+        names.len() as u64
+    }
+
+    /// The place is free again.
+    pub(super) fn release(&mut self, place: Place) {
+        let extent = self.extent_mut(place);
+        let was_full = extent.is_full();
+        extent.give(place.slot);
+        let class = extent.class;
+        if was_full {
+            self.classes[usize::from(class.0)].open.push(place.extent);
+        }
+    }
+
+    /// Counts a write that failed. A disk that takes nothing any more is read from only.
+    fn write_failed(&mut self, error: DiskError) {
+        self.counts.failed_writes += 1;
+        self.failed_writes += 1;
+        if error == DiskError::Io(Errno::ROFS) {
+            self.read_only = Some(ReadOnly::FileSystem);
+        } else if self.failed_writes >= self.directory.limits().write_errors_max && self.read_only.is_none() {
+            self.read_only = Some(ReadOnly::Writes { count: self.failed_writes, last: error });
+        }
+    }
+
+    /// The record of a place says nothing any more, or the place is not used again before the next start.
+    pub(super) fn clear(&mut self, place: Place) {
+        let is_read_only = self.read_only.is_some();
+        let extent = self.extent_mut(place);
+        if is_read_only {
+            extent.forget(place.slot);
+            self.counts.lost_places += 1;
+            return;
+        }
+        match extent.unseal(place.slot) {
+            Ok(()) => self.release(place),
+            Err(errno) => self.lose(DiskError::Io(errno)),
+        }
+    }
+
+    /// Bytes or a record could not be written.
+    pub(super) fn give_up(&mut self, place: Place, error: DiskError) {
+        match error {
+            // Nothing came to the disk.
+            DiskError::Outside => self.release(place),
+            DiskError::Io(Errno::NOSPC | Errno::DQUOT) => {
+                self.write_failed(error);
+                self.release(place);
+            }
+            DiskError::Damaged | DiskError::Io(_) | DiskError::Short => self.lose(error),
+        }
+    }
+
+    /// Nobody knows what the disk has there: the place stays taken until the next start.
+    fn lose(&mut self, error: DiskError) {
+        self.counts.lost_places += 1;
+        self.write_failed(error);
+    }
+
+    /// Makes the block one that is found.
+    pub(super) fn write_record(&mut self, place: Place, record: &Record) -> Result<(), NotKept> {
+        match self.extent_mut(place).seal(place.slot, record) {
+            Ok(()) => {
+                self.failed_writes = 0;
+                self.insert(place);
+                Ok(())
+            }
+            Err(errno) => {
+                self.lose(DiskError::Io(errno));
+                Err(NotKept)
+            }
+        }
+    }
+
+    pub(super) fn class_bytes(&self, class: ClassId) -> u64 {
+        self.classes[usize::from(class.0)].key.2
+    }
+
+    pub(super) fn at(&self, place: Place) -> At {
+        let extent = self.extent(place);
+        At { file: Arc::clone(&extent.file), offset: extent.cut.body(place.slot), bytes: extent.cut.block_bytes }
+    }
+}
+
+/// Opens an extent's file for blocks and for records, and locks it.
+pub(super) fn open_extent(directory: &Directory, number: u32) -> Result<(File, std::os::fd::OwnedFd), Errno> {
+    let (direct, records) = directory.open_extent(number)?;
+    rustix::fs::flock(&direct, FlockOperation::NonBlockingLockExclusive)?;
+    Ok((File::new(direct)?, records))
+}
+
+#[cfg(test)]
+impl Filling {
+    pub(super) fn twin(&self) -> Self {
+        Self { at: self.at.clone(), ..*self }
+    }
+}
+
+#[cfg(test)]
+impl Block {
+    pub(super) fn twin(&self) -> Self {
+        Self { at: self.at.clone(), ..*self }
+    }
+}

@@ -1,0 +1,109 @@
+//! Host memory and a disk together.
+
+use super::*;
+
+#[test]
+fn what_is_used_again_goes_to_the_disk_and_comes_back_from_it() {
+    let mut node = Node::with_disk();
+    let (first, second) = (device(0, 1), device(0, 77));
+    node.keep(at(0), &first, None, &[(1, 10), (2, 3), (3, 60)]);
+    node.run(at(0));
+    assert_eq!(node.on_disk(), 0, "nobody has used them");
+    assert_eq!(node.lookup(at(1), &[&first], &[hash(1), hash(2)]).1, 2);
+    node.run(at(1));
+    assert_eq!(node.on_disk(), 2);
+    node.restart_without_memory();
+    let claim = node.work();
+    let devices = vec![Arc::clone(&second)];
+    node.tiers.lookup(at(0), claim, &Lookup { devices, groups: vec![vec![hash(1), hash(2), hash(3)]] });
+    let found = TierEvent::Found { claim, held: vec![2], on_disk: vec![2], failure: None };
+    assert_eq!(node.tiers.poll_event(), Some(found));
+    // The load comes before the disk has brought anything.
+    node.load(at(0), &second, claim, &[(1, 0), (2, 1)]);
+    assert_eq!(node.loaded_from(at(0)), Ok(Loaded { bytes: 2 * BLOCK_BYTES, disk_bytes: 2 * BLOCK_BYTES }));
+    assert_eq!((content(&second, 0), content(&second, 1)), (content(&first, 10), content(&first, 3)));
+    // They are in host memory now.
+    let (claim, held) = node.lookup(at(1), &[&second], &[hash(1), hash(2)]);
+    assert_eq!((held, node.tiers.host().blocks()), (2, 2));
+    node.load(at(1), &second, claim, &[(1, 5)]);
+    assert_eq!(node.loaded_from(at(1)), Ok(Loaded { bytes: BLOCK_BYTES, disk_bytes: 0 }));
+    assert_eq!(node.tiers.open(), (0, 0, 0));
+    assert!(node.disk.is_some());
+}
+
+#[test]
+fn a_lookup_brings_what_is_on_the_disk_before_it_is_loaded() {
+    let mut node = Node::with_disk();
+    let engine = device(0, 1);
+    node.keep(at(0), &engine, None, &[(1, 10), (2, 3)]);
+    node.lookup(at(1), &[&engine], &[hash(1), hash(2)]);
+    node.run(at(1));
+    node.restart_without_memory();
+    // Given up before anything was read: nothing is.
+    let early = node.work();
+    let lookup = |chain: Vec<BlockHash>| Lookup { devices: vec![Arc::clone(&engine)], groups: vec![chain] };
+    node.tiers.lookup(at(0), early, &lookup(vec![hash(1), hash(2)]));
+    node.tiers.forget(early);
+    assert!(node.tiers.poll_disk(at(0)).is_none());
+    let (claim, held) = node.lookup(at(0), &[&engine], &[hash(1), hash(2)]);
+    assert_eq!((held, node.tiers.host().blocks()), (2, 2));
+    let kind = node.tiers.kind(&engine, 0).expect("a class");
+    let may_go = |node: &Node| crate::store::Store::may_go(node.tiers.host().store(), kind.host, &hash(1));
+    assert!(!may_go(&node), "the claim holds it");
+    node.tiers.forget(claim);
+    assert!(may_go(&node));
+}
+
+#[test]
+fn a_block_that_the_disk_has_damaged_fails_its_load_and_is_a_miss_from_then_on() {
+    let mut node = Node::with_disk();
+    let engine = device(0, 1);
+    node.keep(at(0), &engine, None, &[(1, 10), (2, 3)]);
+    node.lookup(at(1), &[&engine], &[hash(1), hash(2)]);
+    node.run(at(1));
+    node.restart_without_memory();
+    let wanted = content(&engine, 3);
+    let folder = node.disk.as_ref().expect("a disk").path().join("store");
+    let mut flipped = 0;
+    for entry in std::fs::read_dir(folder).expect("readable").flatten() {
+        let mut bytes = std::fs::read(entry.path()).expect("readable");
+        if let Some(at) = bytes.windows(wanted.len()).position(|bytes| bytes == wanted) {
+            bytes[at + 100] ^= 16;
+            let file = std::fs::OpenOptions::new().write(true).open(entry.path()).expect("ours");
+            std::os::unix::fs::FileExt::write_all_at(&file, &bytes[at..at + 128], at as u64).expect("written");
+            file.sync_all().expect("synced");
+            flipped += 1;
+        }
+    }
+    assert_eq!(flipped, 1);
+    let claim = node.work();
+    let devices = vec![Arc::clone(&engine)];
+    node.tiers.lookup(at(0), claim, &Lookup { devices, groups: vec![vec![hash(1), hash(2)]] });
+    node.load(at(0), &engine, claim, &[(1, 20), (2, 21)]);
+    assert_eq!(node.loaded(at(0)), Err(TierFailure::Checksum));
+    assert_eq!(node.lookup(at(1), &[&engine], &[hash(1), hash(2)]).1, 1);
+    assert_eq!(node.on_disk(), 1);
+}
+
+#[test]
+fn clearing_reaches_the_disk_and_what_is_on_its_way() {
+    let mut node = Node::with_disk();
+    let engine = device(0, 1);
+    node.keep(at(0), &engine, None, &[(1, 10), (2, 3)]);
+    node.lookup(at(1), &[&engine], &[hash(1)]);
+    node.run(at(1));
+    assert_eq!(node.on_disk(), 1);
+    // The second is at the disk while everything is to be forgotten.
+    let claim = node.work();
+    let devices = vec![Arc::clone(&engine)];
+    node.tiers.lookup(at(2), claim, &Lookup { devices: devices.clone(), groups: vec![vec![hash(1), hash(2)]] });
+    let job = node.tiers.poll_disk(at(2)).expect("a write");
+    let DiskJob::Write { tag, filling, span } = job else { panic!("a read") };
+    node.tiers.clear(at(2), &devices);
+    assert_eq!(node.lookup_failure(at(2), &engine), Some(TierFailure::Cleared));
+    node.mover.write(tag, filling, &span).expect("room");
+    node.run_disk(at(2));
+    assert_eq!((node.on_disk(), node.tiers.host().blocks()), (0, 0));
+    node.run(at(3));
+    assert_eq!(node.lookup(at(3), &[&engine], &[hash(1), hash(2)]).1, 0);
+}

@@ -1,0 +1,423 @@
+"""The tiers as the scheduler's half uses them, hook by hook."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+from fake_request import Status, block, blocks, request
+from scheduler_rig import ENGINE, HYBRID, ONE
+from scheduler_rig import Rig as PlainRig
+
+from kvferry.client import DAEMON_GONE, NO_TIER, Connected, Disconnected, Found, TierBlocks, TierChanged
+from kvferry.vllm import lookups
+from kvferry.vllm.metadata import ClearedReport
+from kvferry.vllm.scheduler import SchedulerSide
+from kvferry.vllm.settings import Settings
+
+DAEMON_NAMES = [bytes([n]) * 32 for n in range(200)]
+
+
+def named(tokens=100, request_id="r", **fields):
+    new = request(request_id, tokens)
+    new.block_hashes = DAEMON_NAMES[: tokens // 16]
+    vars(new).update(fields)
+    return new
+
+
+def output(computed, scheduled, tables, new=(), resumed=()):
+    """What vLLM's scheduler says of a step: by request, tokens computed before, scheduled now, and tables."""
+    cached = [request_id for request_id in scheduled if request_id not in new]
+    return SimpleNamespace(
+        scheduled_new_reqs=[
+            SimpleNamespace(req_id=i, block_ids=tables[i], num_computed_tokens=computed[i]) for i in new
+        ],
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=cached,
+            new_block_ids=[tables[i] if i in resumed else None for i in cached],
+            num_computed_tokens=[computed[i] for i in cached],
+            resumed_req_ids=set(resumed),
+        ),
+        num_scheduled_tokens=scheduled,
+        kv_connector_block_state=SimpleNamespace(get_block_ids=tables.get),
+        kv_cache_block_copies=None,
+    )
+
+
+NOTHING = output({}, {}, {})
+
+
+class Rig(PlainRig):
+    def __init__(self, groups=ONE, hash_block_size=16):
+        super().__init__(groups)
+        self.client.tiers = True
+        settings = Settings()
+        self.side = SchedulerSide(settings, self.client, groups, ENGINE, self.clock, hash_block_size, True)
+
+    def ask(self, of, local=0):
+        return self.side.get_num_new_matched_tokens(of, local)
+
+    def answer(self, *held, on_disk=None, key=None):
+        self.client.found(key or max(self.client.lookups), held, on_disk or (0,) * len(held))
+
+    def matched(self, of, *held, local=0, on_disk=None):
+        assert self.ask(of, local) == (None, False)
+        self.answer(*held, on_disk=on_disk)
+        return self.ask(of, local)
+
+    def step(self, out=NOTHING):
+        return self.side.build_connector_meta(out)
+
+
+def test_what_is_held_is_loaded_and_nothing_is_waited_for():
+    rig, new = Rig(), named()
+    assert rig.matched(new, 4) == (64, True)
+    assert rig.client.lookups == {100: ("r", [DAEMON_NAMES[:6]], b"")}
+    assert rig.ask(new) == (64, True)
+    rig.side.update_state_after_alloc(new, blocks([11, 12, 13, 14]), 64)
+    assert rig.side.hits == (64, 0, 0)
+    meta = rig.step()
+    (order,) = meta.loads
+    assert (order.ticket, order.tier.claim) == (None, 100)
+    assert order.tier.groups == (TierBlocks(tuple(DAEMON_NAMES[:4]), (11, 12, 13, 14)),)
+    assert set(meta.written) == {11, 12, 13, 14}
+    assert rig.client.forgotten == []
+
+
+def test_the_last_token_is_computed_here():
+    rig, new = Rig(), named(96)
+    assert rig.matched(new, 6) == (80, True)
+
+
+def test_what_the_engine_has_is_not_loaded():
+    rig, new = Rig(), named()
+    assert rig.matched(new, 4, local=32) == (32, True)
+    rig.side.update_state_after_alloc(new, blocks([-1, -2, 13, 14]), 32)
+    assert rig.step().loads[0].tier.groups == (TierBlocks(tuple(DAEMON_NAMES[2:4]), (13, 14)),)
+
+
+def test_a_claim_that_is_of_no_use_is_given_back():
+    rig, new = Rig(), named()
+    assert rig.matched(new, 2, local=32) == (0, False)
+    rig.side.update_state_after_alloc(new, blocks([-1, -2]), 0)
+    assert rig.client.forgotten == [100]
+
+
+def test_nothing_held_ends_its_claim_at_once():
+    rig, new = Rig(), named()
+    assert rig.matched(new, 0) == (0, False)
+    assert rig.client.forgotten == [100]
+
+
+def test_an_answer_that_does_not_come_means_nothing_and_is_forgotten_when_it_does():
+    rig, new = Rig(), named()
+    assert rig.ask(new) == (None, False)
+    rig.clock.now += 0.2
+    assert rig.ask(new) == (0, False)
+    rig.answer(4)
+    rig.step()
+    assert rig.ask(new) == (0, False)
+    assert rig.client.forgotten == [100]
+
+
+def test_an_old_claim_is_made_anew():
+    rig, new = Rig(), named()
+    rig.matched(new, 4)
+    rig.clock.now += lookups.CLAIM_SECONDS
+    assert rig.ask(new) == (None, False)
+    assert rig.client.forgotten == [100]
+    rig.answer(3)
+    assert rig.ask(new) == (48, True)
+
+
+def test_a_daemon_without_tiers_is_asked_once():
+    rig, new = Rig(), named()
+    rig.client.tiers = None
+    assert rig.ask(new) == (0, False)
+    assert rig.ask(named(request_id="s")) == (0, False)
+    rig.clock.now += 10_000
+    assert rig.ask(named(request_id="t")) == (0, False)
+    assert len(rig.client.lookups) == 1
+    rig.client.events.append(Connected(8))
+    rig.step()
+    rig.client.tiers = True
+    assert rig.ask(named(request_id="u")) == (None, False)
+    assert rig.side.tiers._lookups._paused_until < math.inf
+
+
+@pytest.mark.parametrize("why", ["no daemon", "off", "short", "opted out", "refused", "raises"])
+def test_where_nothing_can_be_held_nothing_is_asked(why):
+    rig = Rig(hash_block_size=None if why == "off" else 16)
+    new = named(16 if why == "short" else 100)
+    rig.client.connected = why != "no daemon"
+    rig.side.refusal = "its memory" if why == "refused" else None
+    new.skip_reading_prefix_cache = why == "opted out"
+    if why == "raises":
+        rig.client.errors["lookup"] = OSError("broken")
+    assert rig.ask(new) == (0, False)
+    assert rig.client.lookups == {}
+
+
+@pytest.mark.parametrize("failure", [DAEMON_GONE, "busy"])
+def test_a_failed_lookup_means_nothing(failure):
+    rig, new = Rig(), named()
+    rig.ask(new)
+    rig.client.found(100, failure=failure)
+    assert rig.ask(new) == (0, False)
+    assert failure != NO_TIER
+    assert rig.client.forgotten == []
+
+
+def test_strange_answers_mean_nothing():
+    rig, new = Rig(), named()
+    rig.ask(new)
+    rig.client.events += [Found(999, "r", (9,), (0,), None), Found(100, "r", (1, 2), (0, 0), None)]
+    assert rig.ask(new) == (0, False)
+    assert rig.client.forgotten == [999]
+
+
+def test_claims_go_with_the_daemon():
+    rig, new = Rig(), named()
+    rig.matched(new, 4)
+    rig.client.events += [Disconnected(), Connected(9)]
+    rig.step()
+    assert rig.ask(new) == (0, False)
+
+
+def test_a_long_queue_is_asked_about_bit_by_bit(monkeypatch):
+    monkeypatch.setattr(lookups, "LOOKUPS_MAX", 2)
+    rig = Rig()
+    for number in range(4):
+        assert rig.ask(named(request_id=f"r{number}")) == (None, False)
+    assert len(rig.client.lookups) == 2
+    rig.answer(1, key=100)
+    rig.ask(named(request_id="r0"))
+    rig.ask(named(request_id="r3"))
+    assert rig.client.lookups[102][0] == "r3"
+
+
+def test_a_failing_load_is_not_tried_for_ever():
+    rig, new = Rig(), named()
+    rig.matched(new, 4)
+    rig.side.update_state_after_alloc(new, blocks([11, 12, 13, 14]), 64)
+    rig.step()
+    rig.side.loads_over({"r"}, {"r"})
+    assert rig.ask(new) == (0, False)
+    rig.side.update_state_after_alloc(new, blocks([11, 12]), 0)
+    # It computes, is preempted, and may ask again.
+    tables = {"r": ([21, 22],)}
+    meta = rig.step(output({"r": 0}, {"r": 32}, tables, new=["r"]))
+    # What failed to load is stored again.
+    assert meta.stores[0].groups[0].hashes == tuple(DAEMON_NAMES[:2])
+    assert rig.ask(new) == (None, False)
+
+
+def test_an_end_before_allocation_gives_the_claim_back():
+    rig, new = Rig(), named()
+    rig.matched(new, 4)
+    new.status = Status.FINISHED_ABORTED
+    assert rig.side.request_finished(new, ([],)) == (False, None)
+    assert rig.client.forgotten == [100]
+
+
+def test_an_end_before_the_order_left_gives_the_claim_back():
+    rig, new = Rig(), named()
+    rig.matched(new, 4)
+    rig.side.update_state_after_alloc(new, blocks([11, 12, 13, 14]), 64)
+    new.status = Status.FINISHED_ABORTED
+    rig.side.request_finished(new, ([11, 12, 13, 14],))
+    assert rig.client.forgotten == [100]
+    assert rig.step().lost == ["r"]
+
+
+def test_the_salt_is_the_tenant():
+    rig = Rig()
+    rig.ask(named(request_id="a", cache_salt="x"))
+    rig.ask(named(request_id="b", cache_salt="y"))
+    tenants = [tenant for _, _, tenant in rig.client.lookups.values()]
+    assert len(set(tenants)) == 2
+    assert {len(tenant) for tenant in tenants} == {32}
+
+
+def test_every_group_has_to_hold_the_prefix():
+    rig, new = Rig(HYBRID), named()
+    assert rig.matched(new, 6, 4) == (64, True)
+    # The window is two blocks: what is before it needs no loading.
+    tables = SimpleNamespace(
+        blocks=([block(11), block(12), block(13), block(14)], [block(0), block(0), block(23), block(24)])
+    )
+    rig.side.update_state_after_alloc(new, tables, 64)
+    first, second = rig.step().loads[0].tier.groups
+    assert first.blocks == (11, 12, 13, 14)
+    assert second == TierBlocks(tuple(DAEMON_NAMES[2:4]), (23, 24))
+
+
+def test_hits_are_counted_by_source():
+    rig, new = Rig(), named()
+    assert rig.matched(new, 5, on_disk=(3,)) == (80, True)
+    rig.side.update_state_after_alloc(new, blocks([11, 12, 13, 14, 15]), 80)
+    assert rig.side.hits == (32, 48, 0)
+
+
+def decode(rig, *held):
+    asked = rig.decode(tokens=100)
+    asked.block_hashes = DAEMON_NAMES[:6]
+    return asked, rig.matched(asked, *held)
+
+
+def test_a_decode_fetches_what_no_tier_has():
+    rig = Rig()
+    asked, answer = decode(rig, 4)
+    assert answer == (99, True)
+    rig.side.update_state_after_alloc(asked, blocks([11, 12, 13, 14, 15, 16, 17]), 99)
+    assert rig.side.hits == (64, 0, 35)
+    (order,) = rig.step().loads
+    assert order.tier.groups[0].blocks == (11, 12, 13, 14)
+    assert (order.groups[0].positions, order.groups[0].targets) == ((4, 5, 6), (15, 16, 17))
+    assert order.ticket is not None
+    assert rig.client.relinquished == []
+
+
+def test_a_decode_whose_prompt_the_tiers_hold_frees_p():
+    rig = Rig()
+    asked = rig.decode(tokens=97)
+    asked.block_hashes = DAEMON_NAMES[:6]
+    assert rig.matched(asked, 6) == (96, True)
+    rig.side.update_state_after_alloc(asked, blocks([11, 12, 13, 14, 15, 16]), 96)
+    (order,) = rig.step().loads
+    assert order.ticket is None
+    assert rig.client.relinquished == ["ticket-1"]
+
+
+def admitted(rig, of, held=None):
+    rig.ask(of)
+    if held is not None:
+        rig.answer(held)
+        rig.ask(of)
+    rig.side.update_state_after_alloc(of, blocks([]), 0)
+
+
+def test_whole_blocks_are_stored_as_they_complete():
+    rig, new = Rig(), named(50)
+    admitted(rig, new, 0)
+    tables = {"r": ([11, 12, 13, 14],)}
+    (order,) = rig.step(output({"r": 0}, {"r": 40}, tables, new=["r"])).stores
+    assert (order.groups[0].parent, order.groups[0].hashes) == (b"", tuple(DAEMON_NAMES[:2]))
+    assert order.groups[0].blocks == (11, 12)
+    (order,) = rig.step(output({"r": 40}, {"r": 10}, tables)).stores
+    assert (order.groups[0].parent, order.groups[0].blocks) == (DAEMON_NAMES[1], (13,))
+    # Decoding: a block is stored when its last token is known and computed.
+    assert rig.step(output({"r": 50}, {"r": 14}, tables)).stores == []
+    new.block_hashes = DAEMON_NAMES[:4]
+    (order,) = rig.step(output({"r": 64}, {"r": 1}, tables)).stores
+    assert order.groups[0].blocks == (14,)
+
+
+def test_what_is_held_is_not_stored_again():
+    rig, new = Rig(), named(100)
+    admitted(rig, new, 3)
+    tables = {"r": ([11, 12, 13, 14, 15, 16, 17],)}
+    (order,) = rig.step(output({"r": 0}, {"r": 100}, tables, new=["r"])).stores
+    assert order.groups[0].blocks == (14, 15, 16)
+
+
+def test_null_blocks_are_not_stored():
+    rig, new = Rig(HYBRID), named(64)
+    admitted(rig, new)
+    tables = {"r": ([11, 12, 13, 14], [0, 22, 23, 24])}
+    (order,) = rig.step(output({"r": 0}, {"r": 64}, tables, new=["r"])).stores
+    assert order.groups[1].blocks == (22, 23, 24)
+    assert order.groups[1].parent == DAEMON_NAMES[0]
+
+
+def test_blocks_that_change_hands_are_named():
+    rig = Rig()
+    tables = {"new": ([1, 2, 3],), "old": ([7],), "again": ([4, 5, 6],)}
+    scheduled = {"new": 20, "old": 1, "again": 20}
+    out = output({"new": 16, "old": 99, "again": 32}, scheduled, tables, new=["new"], resumed=["again"])
+    out.scheduled_cached_reqs.new_block_ids[0] = ([8, 9],)
+    out.kv_cache_block_copies = [SimpleNamespace(src_block_id=40, dst_block_id=41)]
+    assert set(rig.step(out).written) == {2, 3, 6, 8, 9, 41}
+    assert rig.step().written == ()
+
+
+def test_a_step_that_is_not_understood_loses_what_is_under_way():
+    rig = Rig()
+    meta = rig.step(SimpleNamespace(num_scheduled_tokens={}))
+    assert meta.loses_all
+
+
+def test_a_finished_request_waits_for_its_copies():
+    rig, new = Rig(), named(40)
+    admitted(rig, new)
+    tables = {"r": ([11, 12, 13],)}
+    rig.step(output({"r": 0}, {"r": 40}, tables, new=["r"]))
+    new.status, new.num_computed_tokens = Status.FINISHED_STOPPED, 48
+    new.block_hashes = DAEMON_NAMES[:3]
+    assert rig.side.request_finished(new, ([11, 12, 13],)) == (True, None)
+    meta = rig.step()
+    assert meta.released == ["r"]
+    # What the last output made whole.
+    assert meta.stores[0].groups[0].blocks == (13,)
+    assert not rig.side.tiers._orders._progress
+
+
+@pytest.mark.parametrize("status", [Status.FINISHED_ABORTED, Status.FINISHED_ERROR])
+def test_other_ends_hold_nothing(status):
+    rig, new = Rig(), named(40, status=status)
+    admitted(rig, new)
+    rig.step(output({"r": 0}, {"r": 40}, {"r": ([11, 12, 13],)}, new=["r"]))
+    assert rig.side.request_finished(new, ([11, 12, 13],)) == (False, None)
+    assert rig.step().stores == []
+
+
+def test_a_cleared_cache_holds_and_keeps_nothing_until_the_workers_agree():
+    rig, old = Rig(), named()
+    admitted(rig, old)
+    rig.matched(named(request_id="w"), 4)
+    assert rig.side.reset_cache()
+    assert rig.client.cleared == 1
+    assert rig.client.forgotten == [101]
+    assert rig.ask(named(request_id="x")) == (0, False)
+    tables = {"r": ([11, 12, 13, 14, 15, 16],)}
+    meta = rig.step(output({"r": 0}, {"r": 96}, tables, new=["r"]))
+    assert meta.cleared
+    assert meta.stores == []
+    assert not rig.step().cleared
+    rig.side.workers_said(None)
+    assert rig.ask(named(request_id="y")) == (0, False)
+    rig.side.workers_said(ClearedReport().aggregate(ClearedReport()))
+    # In front of the first lookup the daemon is told again: steps under way may have stored something meanwhile.
+    assert rig.ask(named(request_id="z")) == (None, False)
+    assert rig.client.cleared == 2
+    # A request that ran when the cache was cleared keeps nothing.
+    assert rig.step(output({"r": 96}, {"r": 1}, tables)).stores == []
+
+
+def test_a_clearing_is_repeated_until_the_daemon_answers_behind_it():
+    rig = Rig()
+    rig.side.reset_cache()
+    rig.step()
+    rig.side.workers_said(ClearedReport())
+    rig.ask(named(request_id="a"))
+    rig.client.found(100, failure=DAEMON_GONE)
+    rig.step()
+    rig.ask(named(request_id="b"))
+    assert rig.client.cleared == 3
+    # One at a time: there is nothing to find yet.
+    assert rig.ask(named(request_id="c")) == (0, False)
+    rig.answer(0)
+    rig.step()
+    rig.ask(named(request_id="d"))
+    assert rig.client.cleared == 3
+
+
+def test_changes_are_told_once_by_group():
+    rig = Rig(HYBRID)
+    rig.client.events.append(TierChanged("disk", ((0, b"a" * 32), (1, b"b" * 32)), ((0, b"c" * 32),)))
+    rig.step()
+    assert rig.side.tiers.take_changes() == [
+        ("disk", True, 0, [b"a" * 32]),
+        ("disk", True, 1, [b"b" * 32]),
+        ("disk", False, 0, [b"c" * 32]),
+    ]
+    assert rig.side.tiers.take_changes() == []
