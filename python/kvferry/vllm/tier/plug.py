@@ -10,8 +10,8 @@
 
 Runs in vLLM's scheduler process, and no call waits for the daemon: one that hangs costs ``reply_timeout_ms`` a request
 and ``transfer_deadline_ms`` a job, and one that is away costs nothing but misses. The daemon sees one engine of one
-rank, whose blocks are the slots of the staging area, with a group for each of vLLM's; so it keeps a chunk under the hash
-and the group that vLLM gave it.
+rank, whose blocks are the slots of the staging area, with a group for each of vLLM's; so it keeps a chunk under the
+hash and the group that vLLM gave it.
 
 ``drain_jobs`` is called by ``reset_cache`` alone, when the weights may have changed. vLLM expects tiers to keep what
 they have; that would serve old KV cache for new weights, so ours is cleared, on this node for this fingerprint.

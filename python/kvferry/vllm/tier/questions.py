@@ -131,7 +131,8 @@ class Questions:
     def _ask_chain(
         self, request_id: str, request: _Request, group: int, chain: Iterable[tuple[bytes, bytes]]
     ) -> tuple[Question, int] | None:
-        keys, names = [], []
+        keys: list[bytes] = []
+        names: list[bytes] = []
         for key, name in chain:
             if len(keys) >= CHUNKS_MAX or key in request.asked or key in request.failed:
                 break

@@ -6,9 +6,9 @@
 
 The daemon maps nothing whose length could change under it, since touching a mapping behind a file's end kills the
 process that does. vLLM's region is a plain file of /dev/shm, and such files cannot be sealed (only memfds can). So
-every chunk is copied once more, by a thread of ours, as vLLM's scheduler must not copy itself; numpy gives Python's lock
-away meanwhile. What this buys: the daemon never reads or writes vLLM's memory, so a daemon that hangs or dies can hold
-up nothing and spoil nothing there.
+every chunk is copied once more, by a thread of ours, as vLLM's scheduler must not copy itself; numpy gives Python's
+lock away meanwhile. What this buys: the daemon never reads or writes vLLM's memory, so a daemon that hangs or dies can
+hold up nothing and spoil nothing there.
 
 Limits: ``slot_count`` rows. A slot that a lost daemon may still write to is not used again for ``GONE_SECONDS``.
 """

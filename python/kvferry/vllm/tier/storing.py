@@ -3,11 +3,10 @@
 ::
 
     piece waits for slots -> copied in -> is its parent kept? -> client.store -> Copied -> client.commit -> settled
-    deadline, drain       -> settled as failed once no copy reads vLLM's row; its slots are free when the daemon answered
+    deadline, drain       -> settled as failed once no copy reads vLLM's row; its slots wait for the daemon's answer
 
 A commit is always right: vLLM holds a job's rows unchanged until the job is settled, and from the copy on the daemon
-reads a slot, which nobody writes to before ``Copied``. (A row that changed while it was copied would belong to a job that
-vLLM had taken back; there is no such thing.)
+reads a slot, which nobody writes to before ``Copied``.
 
 The daemon keeps a block only while the one before it is kept, because an engine could not use it. So a piece names the
 chunk before its first (chains.py). Where that is not kept, vLLM may still have it, and goes on behind it; the piece
