@@ -111,6 +111,13 @@ class Questions:
         if known is not None and self._is_stale(known[0]):
             self._drop(request, known[0])
             known = None
+        if known is not None and known[1] > self._told(known[0]):
+            # The answer ends at the first chunk that is not held, and says nothing of those behind it.
+            question, end = known[0], self._told(known[0])
+            request.asked = {
+                other: (of, place) for other, (of, place) in request.asked.items() if of is not question or place <= end
+            }
+            known = None
         if known is None:
             if not self.is_usable:
                 return Answer.NOT_HELD
@@ -179,6 +186,10 @@ class Questions:
         self._open.pop(question.key, None)
         question.held, question.answered_at = 0, self._clock()
         self._end(question)
+
+    def _told(self, question: Question) -> float:
+        """The last chunk that the answer tells of."""
+        return math.inf if question.held is None else question.held
 
     def _is_stale(self, question: Question) -> bool:
         return question.held is not None and self._clock() >= question.answered_at + ANSWER_SECONDS
