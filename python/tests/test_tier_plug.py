@@ -23,8 +23,9 @@ from vllm.v1.kv_offload.base import LookupResult  # noqa: E402
 from kvferry import native  # noqa: E402
 from kvferry.client import AttachSpec, Layout, Refused, Span  # noqa: E402
 
-# Chosen: far above what a call needs on busy cores, far below what waiting for a daemon would take.
-CALL_SECONDS = 0.15
+# Chosen: far above what a call needs on busy cores, and below what waiting for a daemon takes here.
+CALL_SECONDS = 1.0
+PATIENT = {"transfer_deadline_ms": 1500, "reply_timeout_ms": 1500}
 
 
 @pytest.fixture
@@ -89,6 +90,12 @@ def test_more_than_the_staging_area_holds_at_once(start):
     assert engine.look(keys, context) == 200
     assert all(engine.holds(key, context) for key in keys)
     assert engine.slowest < CALL_SECONDS
+
+
+def test_vllm_tells_the_chain(start):
+    engine = start()
+    keys = keys_of("a", 3)
+    assert engine.tier._chains.from_key(engine.request(keys), keys[0]) == keys
 
 
 def test_what_is_missing_ends_a_prefix(start):
@@ -224,7 +231,7 @@ def test_a_daemon_that_dies_under_a_load(node, start):
 
 
 def test_a_daemon_that_hangs_holds_up_nothing(node, start):
-    engine = start(tier={"transfer_deadline_ms": 400, "reply_timeout_ms": 100})
+    engine = start(tier=PATIENT)
     keys = keys_of("a", 3)
     engine.store(keys)
     engine.evict()
@@ -296,9 +303,9 @@ def test_a_daemon_without_tiers(tmp_path, caplog):
         logger = logging.getLogger("vllm.kvferry")
         logger.addHandler(caplog.handler)
         caplog.set_level(logging.INFO, logger.name)
-        for _ in range(3):
+        for number in range(3):
             assert engine.look(keys_of("a", 2)) == 0
-            engine.store(keys_of("b", 2))
+            engine.store(keys_of(f"b {number}", 2))
         logger.removeHandler(caplog.handler)
         assert [record.message for record in caplog.records if "keeps no blocks" in record.message] == [
             "kvferry: the daemon keeps no blocks; this tier finds and keeps nothing"
