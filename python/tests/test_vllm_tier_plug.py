@@ -81,7 +81,13 @@ def test_an_answer_from_what_the_daemon_kept(node, engine, tiering):
     blocks = len(engine.llm.get_tokenizer().encode(PROMPT)) // 32
     forget(engine, tiering)
     name = engine.add(PROMPT, salt="a")
-    output = engine.finish(name, steps=5000)
+    try:
+        output = engine.finish(name, steps=5000)
+    except AssertionError:
+        t=tiering.secondary_tiers[0]
+        print("DBG", t._questions._requests, t._questions._open, t._jobs.open, tiering._jobs, tiering._req_state, engine.scheduler.requests, [ (r.status,r.num_computed_tokens) for r in engine.scheduler.requests.values()])
+        print("DBG2", engine.scheduler.connector.connector_scheduler._jobs, engine.scheduler.connector.connector_scheduler._req_status, engine.outputs.keys())
+        raise
     assert tuple(output.outputs[0].token_ids) == expected
     assert output.num_cached_tokens == (blocks * 32) > 0
     forget(engine, tiering)

@@ -31,7 +31,19 @@ from vllm.v1.kv_offload.base import Locality, LookupResult, Medium, OffloadingEv
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager
 
 from kvferry import native
-from kvferry.client import AttachSpec, Connected, Copied, Disconnected, Layout, Loaded, Refused, Span, TierChanged
+from kvferry.client import (
+    AttachSpec,
+    Client,
+    Connected,
+    Copied,
+    Disconnected,
+    Event,
+    Layout,
+    Loaded,
+    Refused,
+    Span,
+    TierChanged,
+)
 from kvferry.vllm.complaints import Complaints
 from kvferry.vllm.hashes import HASH_BYTES, as_daemon, as_vllm
 from kvferry.vllm.tier.chains import GROUP_BYTES, Chains, group_of
@@ -199,24 +211,27 @@ class KVFerryTier(SecondaryTierManager):
     # -- the daemon -----------------------------------------------------------------------------------------------
 
     def _hear(self) -> None:
-        try:
-            events = [*self._scheduler.poll(), *self._worker.poll()]
-        except Exception as error:
-            self._complaints.warn("poll", "kvferry: failed to hear from the daemon: %r", error)
-            return
-        for event in events:
+        for event in self._poll(self._scheduler):
+            if isinstance(event, TierChanged):
+                self._changed(event)
+            else:
+                self._questions.heard(event)
+        for event in self._poll(self._worker):
             if isinstance(event, Loaded):
                 self._loads.answered(event)
             elif isinstance(event, Copied):
                 self._stores.answered(event, time.monotonic())
             elif isinstance(event, Refused):
                 self._complaints.warn("attach", "kvferry: the daemon will not have this tier: %s", event.message)
-            elif isinstance(event, TierChanged):
-                self._changed(event)
-            else:
-                if isinstance(event, Connected | Disconnected):
-                    self._stores.forget_committed()
-                self._questions.heard(event)
+            elif isinstance(event, Connected | Disconnected):
+                self._stores.forget_committed()
+
+    def _poll(self, client: Client) -> Iterable[Event]:
+        try:
+            return client.poll()
+        except Exception as error:
+            self._complaints.warn("poll", "kvferry: failed to hear from the daemon: %r", error)
+            return ()
 
     def _changed(self, event: TierChanged) -> None:
         medium, length = _MEDIA.get(event.tier), self._hash_bytes
