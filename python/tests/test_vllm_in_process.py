@@ -36,7 +36,7 @@ PREFILL = {"do_remote_decode": True, "do_remote_prefill": False, "remote_block_i
 class Engine:
     """A vLLM engine that is stepped by hand."""
 
-    def __init__(self, model, socket):
+    def __init__(self, model, socket=None, connector=None):
         from vllm import LLM
 
         self.llm = LLM(
@@ -48,7 +48,8 @@ class Engine:
             enforce_eager=True,
             distributed_executor_backend="uni",
             disable_log_stats=True,
-            kv_transfer_config={
+            kv_transfer_config=connector
+            or {
                 "kv_connector": "KVFerryConnector",
                 "kv_connector_module_path": "kvferry.vllm",
                 "kv_role": "kv_both",

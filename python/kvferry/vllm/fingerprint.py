@@ -27,7 +27,7 @@ SAMPLES_A_FILE = 16
 SAMPLE_BYTES = 64 * 1024
 WEIGHT_SUFFIXES = (".bin", ".gguf", ".pt", ".safetensors")
 # Parts of a model's configuration that say where it came from, not what it is.
-_CONFIG_NOISE = ("_commit_hash", "_name_or_path", "transformers_version")
+CONFIG_NOISE = ("_commit_hash", "_name_or_path", "transformers_version")
 
 
 def fingerprint(facts: Mapping[str, Any]) -> bytes:
@@ -125,18 +125,18 @@ def _model_facts(model: Any) -> dict[str, Any]:
         "quantization": str(model.quantization),
     }
     if os.path.exists(model.model):
-        return {**facts, "weights": _weights_digest(model.model)}
+        return {**facts, "weights": weights_digest(model.model)}
     # A name on a model hub: the commit is what the name meant when it was looked up.
     commit = getattr(model.hf_config, "_commit_hash", None)
     return {**facts, "commit": str(commit), "name": model.model, "revision": str(model.revision)}
 
 
 def _config_digest(hf_config: Any) -> str:
-    config = {key: value for key, value in hf_config.to_dict().items() if key not in _CONFIG_NOISE}
+    config = {key: value for key, value in hf_config.to_dict().items() if key not in CONFIG_NOISE}
     return fingerprint(config).hex()
 
 
-def _weights_digest(path: str) -> str:
+def weights_digest(path: str) -> str:
     """Names, sizes and samples of the weight files of a folder, or of one file."""
     if os.path.isdir(path):
         files = [os.path.join(path, name) for name in os.listdir(path) if name.endswith(WEIGHT_SUFFIXES)]

@@ -13,8 +13,6 @@ can never fault for having shrunk. Copies nothing, and needs no room in /dev/shm
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import mmap
 import os
 from contextlib import AbstractContextManager
@@ -23,11 +21,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-# From linux/memfd.h and linux/fcntl.h. Pythons built against an old libc, uv's among them, lack these names.
-_MFD_CLOEXEC = 1
-_MFD_ALLOW_SEALING = 2
-_F_ADD_SEALS = 1033
-_SEALS = 1 | 2 | 4  # No more seals, no shrinking, no growing.
+from kvferry.vllm.memfd import sealed_memfd
 
 
 class SharedMemory:
@@ -51,10 +45,8 @@ class SharedMemory:
         if self.fd is not None:
             return None
         try:
-            fd = _memfd("kvferry-kv", _MFD_CLOEXEC | _MFD_ALLOW_SEALING)
+            fd = sealed_memfd("kvferry-kv", self.size)
             try:
-                os.ftruncate(fd, self.size)
-                fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
                 mapping = mmap.mmap(fd, self.size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
             except BaseException:
                 os.close(fd)
@@ -72,17 +64,6 @@ class SharedMemory:
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
-
-
-def _memfd(name: str, flags: int) -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(name, flags)
-    # The libc that runs may have what the one that Python was built against had not.
-    fd = int(ctypes.CDLL(None, use_errno=True).memfd_create(name.encode(), flags))
-    if fd < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    return fd
 
 
 class _Allocation(TorchFunctionMode):
