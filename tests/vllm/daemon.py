@@ -128,6 +128,7 @@ class Daemon:
         bytes_per_second_max: int | None = None,
         realtime_priority: int | None = None,
         host_tier: Path | None = None,
+        host_mib: int = HOST_TIER_MIB,
     ) -> None:
         """Starts it and waits until it is ready. A rate holds transfers up, so that one can be caught in flight."""
         lines = [
@@ -142,7 +143,7 @@ class Daemon:
         limits = {"peer_bytes_per_second_max": bytes_per_second_max, "realtime_priority": realtime_priority}
         lines += ["[limits]", *(f"{name} = {value}" for name, value in limits.items() if value is not None)]
         if host_tier is not None:
-            lines += ["[tier.host]", f'path = "{host_tier}"', f"mib = {HOST_TIER_MIB}"]
+            lines += ["[tier.host]", f'path = "{host_tier}"', f"mib = {host_mib}"]
         self._config.write_text("\n".join(lines) + "\n")
         command: list[str | Path] = [self._binary, "serve", "--config", self._config]
         self._process = self._stage.start(f"daemon-{self.name}", command, LOGGING)
