@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ class Page:
     elsewhere: str
     claims: Sequence[Claim]
     settings: Sequence[Setting]
+    # What else the rows show, as lines of Markdown.
+    more: Callable[[Sequence[Row]], list[str]] = lambda _: []
 
     @property
     def begin(self) -> str:
@@ -83,6 +85,7 @@ def text(meta: Meta, rows: Sequence[Row], page: Page = PEERS) -> str:
                 f"\n### {setting.title[0].upper()}{setting.title[1:]}\n",
                 *_setting(setting, found, meta["titles"]),
             ]
+    parts += page.more(rows)
     parts += _failures(rows, meta["titles"])
     return "\n".join(parts) + "\n"
 

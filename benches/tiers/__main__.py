@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -100,7 +101,7 @@ def run(asked: argparse.Namespace) -> int:
     for note in notes:
         print(note, flush=True)
     meta = {
-        "facts": machine.facts(installation.ROOT, command(asked)),
+        "facts": {**machine.facts(installation.ROOT, command(asked)), "rivals": versions()},
         "titles": {peer.name: peer.title for peer in PEERS} | BESIDE,
         "notes": notes,
         "rounds": asked.rounds,
@@ -150,6 +151,18 @@ def present(peers: Sequence[Peer]) -> tuple[list[Peer], list[str]]:
     why = {peer.name: peer.missing(installation.WORK) for peer in peers}
     left_out = [f"skipped {peer.title}: {why[peer.name]}" for peer in peers if why[peer.name] is not None]
     return [peer for peer in peers if why[peer.name] is None], left_out
+
+
+def versions() -> str:
+    """Of what is compared with."""
+    packages = [each.requirements[0].replace("==", " ") for each in (installation.MOONCAKE, LMCACHE, REDIS)]
+    programs: list[list[str]] = [["fio", "--version"], ["redis-cli", "--version"]]
+    told = [
+        subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+        for words in programs
+        if installation.has(words[0])
+    ]
+    return ", ".join([*packages, *told])
 
 
 def say(text: str) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from figures import Source
+from first_token import WAYS
 from our_tiers import OURS as NAME
 from places import DISK, HOST, LOOK_UP, SETTINGS, TTFT
-from results import Page
+from results import Page, table
+from rows import Row
 from targets import Claim, Target
 
 OURS = Source(NAME)
@@ -85,4 +89,21 @@ ELSEWHERE = """\
 How soon an arena is there again after a restart: `cargo bench -p kvferry-tier --bench arena`.
 """
 
-PAGE = Page("bench-tiers", HEAD, ELSEWHERE, CLAIMS, SETTINGS)
+
+def came_from(rows: Sequence[Row]) -> list[str]:
+    """Where the blocks of the prompts came from, as engine and daemon counted them."""
+    names = ("prompt_tokens", "cached_tokens", "loaded_tokens", "loaded_bytes")
+    body = []
+    for way, title in WAYS.items():
+        counts = [row.raw for row in rows if row.peer == way and row.raw is not None]
+        if counts:
+            told = [sorted({int(each[name]) for each in counts}) for name in names]
+            body.append([title, str(len(counts)), *(" to ".join(map(str, {t[0]: 0, t[-1]: 0})) for t in told)])
+    if not body:
+        return []
+    head = ["asked", "times", "prompt tokens", "from the engine's cache", "loaded tokens", "loaded bytes"]
+    said = "\nWhat engine (tokens) and `kvferry status --json` (bytes) counted for each of these prompts:\n"
+    return [said, *table(head, body)]
+
+
+PAGE = Page("bench-tiers", HEAD, ELSEWHERE, CLAIMS, SETTINGS, came_from)
