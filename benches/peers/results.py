@@ -70,7 +70,8 @@ PEERS = Page("bench-peers", HEAD, ELSEWHERE, CLAIMS, SETTINGS)
 def text(meta: Meta, rows: Sequence[Row], page: Page = PEERS) -> str:
     """The whole section."""
     judged = [(claim, [judge(target, rows) for target in claim.targets]) for claim in page.claims]
-    rounds = len({row.round for row in rows})
+    # One setting may have more rounds than the others; the first one measured has as many as were asked for.
+    rounds = len({row.round for row in rows if row.setting == rows[0].setting})
     parts = [page.head, "### Machine and run\n", *_facts(meta, rows, rounds)]
     parts += ["\n### Targets\n", *targets([one for _, several in judged for one in several], meta["titles"])]
     parts += ["\n" + page.elsewhere, "### Claims, and what would prove them wrong\n"]

@@ -30,20 +30,26 @@ RUNS = 51
 
 
 class MooncakeStore(Peer):
-    """Each cell has a store of its own, whose memory was written before, as ours was."""
+    """One store for all cells of a turn, whose memory was written before, as ours was."""
 
     def missing(self, work: Path) -> str | None:
         return None if (work / "mooncake" / ".ready").exists() else "Mooncake's environment was not installed"
 
     def measure(self, turn: Turn) -> None:
-        for cell in turn.setting.cells:
-            try:
-                self._cell(turn, cell)
-            except PeerError as error:
-                turn.record(replace(self.row(turn, cell), error=str(error)))
+        todo = list(turn.setting.cells)
+        while todo:
+            with self._store(turn) as store:
+                while todo:
+                    cell = todo.pop(0)
+                    try:
+                        self._cell(turn, store, cell)
+                    except PeerError as error:
+                        turn.record(replace(self.row(turn, cell), error=str(error)))
+                        # The next cell has a new one.
+                        break
 
-    def _cell(self, turn: Turn, cell: Cell) -> None:
-        shape = {"blocks": cell.blocks, "block_bytes": cell.block_bytes}
+    @contextmanager
+    def _store(self, turn: Turn) -> Iterator[Conversation]:
         port = _two_free_ports()
         command: list[str | Path] = [turn.work / "mooncake" / "bin" / "python", ENDS / "mooncake_store_end.py"]
         with Conversation(
@@ -54,16 +60,21 @@ class MooncakeStore(Peer):
             address = store.ask(START_LIMIT_S, do="describe")
             # It is its own other end.
             store.ask(START_LIMIT_S, do="connect", address=address)
-            answer = store.ask(
-                MEASURE_LIMIT_S,
-                do="measure",
-                op=cell.op,
-                batch_max=cell.blocks,
-                budget_s=turn.setting.budget_s,
-                transfers_min=1,
-                **shape,
-            )
-            check = store.ask(MEASURE_LIMIT_S, do="check", batches=answer["batches"], full=turn.full, **shape)
+            yield store
+
+    def _cell(self, turn: Turn, store: Conversation, cell: Cell) -> None:
+        shape = {"blocks": cell.blocks, "block_bytes": cell.block_bytes}
+        store.ask(MEASURE_LIMIT_S, do="wipe")
+        answer = store.ask(
+            MEASURE_LIMIT_S,
+            do="measure",
+            op=cell.op,
+            batch_max=cell.blocks,
+            budget_s=turn.setting.budget_s,
+            transfers_min=1,
+            **shape,
+        )
+        check = store.ask(MEASURE_LIMIT_S, do="check", batches=answer["batches"], full=turn.full, **shape)
         # Of the middle transfer, as ours and memcpy are told.
         answer["gbps"] = cell.bytes / answer["p50_us"] / 1e3
         # Counted for two ends, and without the master.

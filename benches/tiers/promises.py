@@ -67,7 +67,8 @@ HEAD = """\
 
 Written by `make bench-tiers`; do not edit. Only ratios within one run mean anything: this is one machine at one time.
 Rates are GB/s (10^9 bytes), times are us; all are shown as median [lowest to highest] over the rounds. In every round
-each peer has one turn in each setting, and the order moves on by one from round to round.
+each peer has one turn in each setting, and the order moves on by one from round to round. First tokens have twice as
+many rounds, of one prompt each.
 
 - *Host*: blocks go between an engine's region and the arena, 64 MiB a batch, scattered over 1 GiB at both ends, on one
   core, summed on the way; both are in memory already. memcpy moves the same blocks between the same places in the same

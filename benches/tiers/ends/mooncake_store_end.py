@@ -31,6 +31,8 @@ SEGMENT_BYTES = 3 << 30
 TOUCHED_BYTES = SEGMENT_BYTES - (128 << 20)
 TOUCH_BYTES = 64 << 20
 MASTER_LIMIT_S = 10.0
+# For so long an object that was got stays, whoever removes it.
+LEASE_MS = 100
 PR_SET_PDEATHSIG = 1
 
 
@@ -83,10 +85,12 @@ class MooncakeStore:
         return run
 
     def forget(self) -> None:
-        """What was put shows itself in the landing. Objects stay; each cell has a process of its own."""
+        """What was put shows itself in the landing; then the store is emptied for the next cell."""
         for batch, block_bytes, keys in self._put.values():
             self._get(batch, block_bytes, keys)
         self._put.clear()
+        time.sleep(2 * LEASE_MS / 1000)
+        self._store.remove_all()
 
     def _get(self, batch: Batch, block_bytes: int, keys: list[str]) -> None:
         sizes = [block_bytes] * len(keys)
@@ -113,6 +117,7 @@ def start_master(port: int) -> None:
     assert found.submodule_search_locations is not None
     program = Path(found.submodule_search_locations[0]) / "mooncake_master"
     command = [str(program), f"--rpc_port={port}", f"--metrics_port={port + 1}"]
+    command += [f"--default_kv_lease_ttl={LEASE_MS}"]
     child = subprocess.Popen(command, stdout=2, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent)
     deadline = time.monotonic() + MASTER_LIMIT_S
     while not _listens(port):
