@@ -5,11 +5,13 @@
 #   make check       format, lints and unit tests, for use while writing
 #   make bench-peers KVFerry beside NIXL, Mooncake, iperf3 and raw sockets, in under 30 minutes: benches/RESULTS.md
 #                    (shorter while developing: ROUNDS=1 ONLY=lo,copy PEERS=nixl-tcp,iperf3)
+#   make bench-tiers KVFerry's host memory and disk beside memcpy, fio, Mooncake, LMCache, Redis; first token in vLLM
+#                    (one part while developing: ROUNDS=1 ONLY=host, of host, look-up, disk, ttft)
 #   make bench-vllm  first token on D: recompute, vLLM's NixlConnector, KVFerry; rewrites its section of benches/RESULTS.md
 #
 # Each installs what it lacks (under target/, and Debian packages where it runs as root) and nothing twice.
 
-.PHONY: bench-peers bench-vllm check demo help setup test
+.PHONY: bench-peers bench-tiers bench-vllm check demo help setup test
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -34,3 +36,7 @@ bench-vllm: setup
 # As root it also measures between network namespaces, and installs iperf3 where it is missing.
 bench-peers:
 	@python3 benches/peers --rounds "$(or $(ROUNDS),5)" --only "$(ONLY)" --peers "$(PEERS)"
+
+# As root it also installs fio and Redis where they are missing. Up to 8 GiB of memory and 3 GB on the disk of target/.
+bench-tiers: setup
+	@python3 benches/tiers --rounds "$(or $(ROUNDS),5)" --only "$(ONLY)"

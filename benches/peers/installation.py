@@ -1,4 +1,4 @@
-"""Makes what the benchmark runs: rivals' environments, our C programs, iperf3, and `kvferry` itself.
+"""Makes what the benchmarks run: rivals' environments, our C programs, Debian packages, and `kvferry` itself.
 
 Everything but Debian packages goes under target/peers. What is there already is not made again. A rival that cannot be
 installed is named and left out, and so is a limit whose program could not be built.
@@ -35,39 +35,51 @@ class Environment:
     requirements: tuple[str, ...]
 
 
+# Mooncake asks for aiohttp and requests, for parts that are not used here.
+MOONCAKE = Environment("mooncake", ("mooncake-transfer-engine-non-cuda==0.3.13.post1", "numpy==2.4.6"))
 ENVIRONMENTS = (
     # NIXL asks for torch, and imports it only when it is given tensors.
     Environment("nixl", ("nixl==1.5.1", "nixl-cu12==1.5.1", "numpy==2.4.6")),
-    # Mooncake asks for aiohttp and requests, for parts that are not used here.
-    Environment("mooncake", ("mooncake-transfer-engine-non-cuda==0.3.13.post1", "numpy==2.4.6")),
+    MOONCAKE,
 )
 
 # Debian packages, each with the question whether the machine has what it brings.
-PACKAGES: dict[str, Callable[[], bool]] = {
-    "gcc": lambda: _has("gcc"),
-    "iperf3": lambda: _has("iperf3"),
-    "iproute2": lambda: _has("ip") and _has("tc"),
+Packages = Mapping[str, Callable[[], bool]]
+RIVAL_PACKAGES: Packages = {
     # Mooncake's library is linked to it, also where only TCP is used.
     "libibverbs1": lambda: ctypes.util.find_library("ibverbs") is not None,
     "python3-venv": lambda: importlib.util.find_spec("ensurepip") is not None,
+}
+PACKAGES: Packages = {
+    "gcc": lambda: has("gcc"),
+    "iperf3": lambda: has("iperf3"),
+    "iproute2": lambda: has("ip") and has("tc"),
+    **RIVAL_PACKAGES,
 }
 
 
 def prepare(*, build_kvferry: bool = True) -> list[str]:
     """Makes all there is to make. Returns what could not be made, a sentence each."""
+    notes = install(PACKAGES, ENVIRONMENTS)
+    for name in PROGRAMS:
+        notes += program(name)
+    return notes + (build() if build_kvferry else [])
+
+
+def install(packages: Packages, environments: Sequence[Environment]) -> list[str]:
+    """Makes what comes from elsewhere. Returns what could not be had, a sentence each."""
     WORK.mkdir(parents=True, exist_ok=True)
-    notes = [*_packages(), *(note for environment in ENVIRONMENTS for note in _environment(environment))]
-    for program in PROGRAMS:
-        notes += _program(program)
-    if build_kvferry:
-        notes += _run(
-            "kvferry, release build", ["cargo", "build", "--release", "--locked", "--bin", "kvferry"], BUILD_LIMIT_S
-        )
-    return notes
+    return [*_packages(packages), *(note for environment in environments for note in _environment(environment))]
 
 
-def _packages() -> list[str]:
-    missing = [package for package, is_present in PACKAGES.items() if not is_present()]
+def build() -> list[str]:
+    """Makes `kvferry` itself."""
+    command = ["cargo", "build", "--release", "--locked", "--bin", "kvferry"]
+    return _run("kvferry, release build", command, BUILD_LIMIT_S)
+
+
+def _packages(packages: Packages) -> list[str]:
+    missing = [package for package, is_present in packages.items() if not is_present()]
     if not missing:
         return []
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
@@ -78,7 +90,8 @@ def _packages() -> list[str]:
     return notes or _run(f"Debian packages: {', '.join(missing)}", install, DOWNLOAD_LIMIT_S, quiet)
 
 
-def _has(program: str) -> bool:
+def has(program: str) -> bool:
+    """Whether it is there, also where only root has it in the path."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
 
 
@@ -106,7 +119,8 @@ def _environment(environment: Environment) -> list[str]:
     return notes
 
 
-def _program(name: str) -> list[str]:
+def program(name: str) -> list[str]:
+    """Makes one of our C programs."""
     source = HERE / "programs" / f"{name}.c"
     made = WORK / "bin" / name
     stamp = made.with_suffix(".stamp")

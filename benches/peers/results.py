@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cells import SETTINGS, Cell, Setting
 from figures import Source, Spread, Unit, by_round, fits, ways
 from rows import Row
-from targets import CLAIMS, Judged, judge, verdict
+from targets import CLAIMS, Claim, Judged, judge, verdict
 
 Meta = dict[str, Any]
 
-# What stands between these is rewritten; the rest of the file is others'.
-BEGIN = "<!-- bench-peers begin -->"
-END = "<!-- bench-peers end -->"
+
+@dataclass(frozen=True)
+class Page:
+    """A benchmark's section, but for its figures."""
+
+    # The command that writes it. What stands between the markers of that name is rewritten; the rest is others'.
+    name: str
+    head: str
+    elsewhere: str
+    claims: Sequence[Claim]
+    settings: Sequence[Setting]
+    # What else the rows show, as lines of Markdown.
+    more: Callable[[Sequence[Row]], list[str]] = lambda _: []
+
+    @property
+    def begin(self) -> str:
+        return f"<!-- {self.name} begin -->"
+
+    @property
+    def end(self) -> str:
+        return f"<!-- {self.name} end -->"
+
 
 HEAD = """\
 ## KVFerry beside its rivals
@@ -44,52 +64,58 @@ def read_meta(path: Path) -> Meta:
     return meta
 
 
-def text(meta: Meta, rows: Sequence[Row]) -> str:
-    """The whole page."""
-    judged = [(claim, [judge(target, rows) for target in claim.targets]) for claim in CLAIMS]
-    rounds = len({row.round for row in rows})
-    parts = [HEAD, "### Machine and run\n", *_facts(meta, rows, rounds)]
-    parts += ["\n### Targets\n", *_targets([one for _, several in judged for one in several], meta["titles"])]
-    parts += ["\n" + ELSEWHERE, "### Claims, and what would prove them wrong\n"]
+PEERS = Page("bench-peers", HEAD, ELSEWHERE, CLAIMS, SETTINGS)
+
+
+def text(meta: Meta, rows: Sequence[Row], page: Page = PEERS) -> str:
+    """The whole section."""
+    judged = [(claim, [judge(target, rows) for target in claim.targets]) for claim in page.claims]
+    # One setting may have more rounds than the others; the first one measured has as many as were asked for.
+    rounds = len({row.round for row in rows if row.setting == rows[0].setting})
+    parts = [page.head, "### Machine and run\n", *_facts(meta, rows, rounds)]
+    parts += ["\n### Targets\n", *targets([one for _, several in judged for one in several], meta["titles"])]
+    parts += ["\n" + page.elsewhere, "### Claims, and what would prove them wrong\n"]
     parts += [
-        f"- **{verdict(several)}**: {claim.text} *Wrong if* `make bench-peers` shows {claim.falsified_by}."
+        f"- **{verdict(several)}**: {claim.text} *Wrong if* `make {page.name}` shows {claim.falsified_by}."
         for claim, several in judged
     ]
-    for setting in SETTINGS:
+    for setting in page.settings:
         found = [row for row in rows if row.setting == setting.name]
         if found:
             parts += [
                 f"\n### {setting.title[0].upper()}{setting.title[1:]}\n",
                 *_setting(setting, found, meta["titles"]),
             ]
+    parts += page.more(rows)
     parts += _failures(rows, meta["titles"])
     return "\n".join(parts) + "\n"
 
 
-def rewrite(path: Path, section: str) -> None:
+def rewrite(path: Path, section: str, page: Page = PEERS) -> None:
     """Puts the section between its markers; first in the file where it has none yet.
 
     Raises:
         ValueError: the markers do not enclose one section.
     """
-    framed = f"{BEGIN}\n{section.strip()}\n{END}"
+    begin, end = page.begin, page.end
+    framed = f"{begin}\n{section.strip()}\n{end}"
     title, _, rest = (path.read_text() if path.exists() else "").partition("\n")
-    page = f"{title}\n{rest}" if title.startswith("# ") else f"# Results\n\n{title}\n{rest}"
-    counts = page.count(BEGIN), page.count(END)
-    start, end = page.find(BEGIN), page.find(END)
+    whole = f"{title}\n{rest}" if title.startswith("# ") else f"# Results\n\n{title}\n{rest}"
+    counts = whole.count(begin), whole.count(end)
+    start, stop = whole.find(begin), whole.find(end)
     if counts == (0, 0):
-        title, _, rest = page.partition("\n")
+        title, _, rest = whole.partition("\n")
         path.write_text(f"{title}\n\n{framed}\n\n{rest.strip()}".rstrip() + "\n")
-    elif counts == (1, 1) and start < end:
-        path.write_text(page[:start] + framed + page[end + len(END) :])
+    elif counts == (1, 1) and start < stop:
+        path.write_text(whole[:start] + framed + whole[stop + len(end) :])
     else:
-        raise ValueError(f"{path}: the section must stand between one {BEGIN!r} and one {END!r} after it")
+        raise ValueError(f"{path}: the section must stand between one {begin!r} and one {end!r} after it")
 
 
-def summary(rows: Sequence[Row]) -> str:
+def summary(rows: Sequence[Row], page: Page = PEERS) -> str:
     """What the terminal gets at the end: a line for each claim."""
     lines = ["", "claims:"]
-    for claim in CLAIMS:
+    for claim in page.claims:
         several = [judge(target, rows) for target in claim.targets]
         ratios = [one.comparison.ratio.median for one in several if one.comparison is not None]
         told = f" ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
@@ -125,7 +151,8 @@ def _facts(meta: Meta, rows: Sequence[Row], rounds: int) -> list[str]:
     return lines
 
 
-def _targets(judged: Sequence[Judged], titles: dict[str, str]) -> list[str]:
+def targets(judged: Sequence[Judged], titles: dict[str, str]) -> list[str]:
+    """Each target with our figure, the best other's and the verdict."""
     body = []
     for one in judged:
         target, comparison = one.target, one.comparison
@@ -136,16 +163,18 @@ def _targets(judged: Sequence[Judged], titles: dict[str, str]) -> list[str]:
             best = titles.get(comparison.best, comparison.best)
             against = f"{comparison.theirs.median:.{digits}f} ({best})"
             shown = [spread(comparison.ours, digits), against, spread(comparison.ratio)]
-        body.append([target.what, f"{target.cell}", f"{sign} {target.factor}", *shown, f"**{one.verdict}**"])
+        asked = f"{sign} {target.factor}" if target.bound is None else f"{sign} {target.bound * target.factor:g} us"
+        body.append([target.what, f"{target.cell}", asked, *shown, f"**{one.verdict}**"])
     head = ["what", "cell", "target", "KVFerry, GB/s or us", "the best other", "ratio in the round", "verdict"]
     return table(head, body)
 
 
 def _setting(setting: Setting, rows: Sequence[Row], titles: dict[str, str]) -> list[str]:
     moved = [cell for cell in setting.cells if cell.bytes > 1 << 20]
-    single = [cell for cell in setting.cells if cell.bytes <= 1 << 20]
-    parts = ["GB/s:", "", *_figures(setting.name, moved, rows, titles, "gbps", 2)]
+    single = [cell for cell in setting.cells if setting.timed or cell.bytes <= 1 << 20]
+    parts = []
     more: tuple[tuple[str, list[Cell], Unit, int], ...] = (
+        ("GB/s:", moved, "gbps", 2),
         ("CPU seconds for each GB, both ends together:", moved, "cpu_s_per_gb", 2),
         ("Median of one transfer, us:", single, "p50_us", 1),
         ("99th percentile of one transfer, us:", single, "p99_us", 1),
@@ -154,7 +183,7 @@ def _setting(setting: Setting, rows: Sequence[Row], titles: dict[str, str]) -> l
         lines = _figures(setting.name, cells, rows, titles, unit, digits)
         if cells and len(lines) > 2:
             parts += ["", told, "", *lines]
-    return parts
+    return parts[1:]
 
 
 def _figures(

@@ -44,6 +44,8 @@ class Target:
     unit: Unit = "gbps"
     # Where ours is held against another cell of its own.
     other_cell: Cell | None = None
+    # Where it is held against a number and nobody: ``others`` is empty then.
+    bound: float | None = None
 
     @property
     def higher_is_better(self) -> bool:
@@ -152,6 +154,8 @@ def judge(target: Target, rows: Sequence[Row]) -> Judged:
     cell = target.other_cell or target.cell
     # A ping-pong has no cell and answers for any.
     others = {other.peer: by_round(rows, target.setting, other, cell, target.unit) for other in target.others}
+    if target.bound is not None:
+        others["bound"] = dict.fromkeys(ours, target.bound)
     comparison = compare(ours, others, higher_is_better=target.higher_is_better)
     if comparison is None:
         return Judged(target, None, "not measured")

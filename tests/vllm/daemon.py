@@ -130,6 +130,7 @@ class Daemon:
         realtime_priority: int | None = None,
         host_tier: Path | None = None,
         disk_tier: Path | None = None,
+        host_mib: int = HOST_TIER_MIB,
     ) -> None:
         """Starts it and waits until it is ready. A rate holds transfers up, so that one can be caught in flight."""
         lines = [
@@ -144,7 +145,7 @@ class Daemon:
         limits = {"peer_bytes_per_second_max": bytes_per_second_max, "realtime_priority": realtime_priority}
         lines += ["[limits]", *(f"{name} = {value}" for name, value in limits.items() if value is not None)]
         if host_tier is not None:
-            lines += ["[tier.host]", f'path = "{host_tier}"', f"mib = {HOST_TIER_MIB}"]
+            lines += ["[tier.host]", f'path = "{host_tier}"', f"mib = {host_mib}"]
         if disk_tier is not None:
             lines += ["[tier.disk]", f'path = "{disk_tier}"', f"mib = {DISK_TIER_MIB}"]
         self._config.write_text("\n".join(lines) + "\n")

@@ -79,16 +79,20 @@ def test_tables_have_as_many_columns_as_heads() -> None:
 def test_the_section_is_rewritten_and_the_rest_stays(tmp_path: Path) -> None:
     page = tmp_path / "RESULTS.md"
     results.rewrite(page, "## First\n")
-    assert page.read_text() == f"# Results\n\n{results.BEGIN}\n## First\n{results.END}\n"
+    assert page.read_text() == f"# Results\n\n{results.PEERS.begin}\n## First\n{results.PEERS.end}\n"
     page.write_text("# Results\n\n<!-- another begin -->\n## Other\n<!-- another end -->\n")
     results.rewrite(page, "## First\n")
     once = page.read_text()
-    assert once.startswith(f"# Results\n\n{results.BEGIN}\n## First\n{results.END}\n\n<!-- another begin -->\n## Other")
+    assert once.startswith(
+        f"# Results\n\n{results.PEERS.begin}\n## First\n{results.PEERS.end}\n\n<!-- another begin -->\n## Other"
+    )
     results.rewrite(page, "## Second\n")
     assert page.read_text() == once.replace("First", "Second")
 
 
-@pytest.mark.parametrize("text", [results.BEGIN, results.END, f"{results.END}\n{results.BEGIN}"])
+@pytest.mark.parametrize(
+    "text", [results.PEERS.begin, results.PEERS.end, f"{results.PEERS.end}\n{results.PEERS.begin}"]
+)
 def test_a_page_without_sound_markers_is_left_alone(tmp_path: Path, text: str) -> None:
     page = tmp_path / "RESULTS.md"
     page.write_text(text)

@@ -1,0 +1,110 @@
+"""What KVFerry promises of its tiers, and what would prove it wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from figures import Source
+from first_token import WAYS
+from our_tiers import OURS as NAME
+from places import DISK, HOST, LOOK_UP, SETTINGS, TTFT
+from results import Page, table
+from rows import Row
+from targets import Claim, Target
+
+OURS = Source(NAME)
+MEMCPY = Source("memcpy")
+FIO = Source("fio")
+RECOMPUTE = Source("recompute")
+LOOK_UP_US = 150.0
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "Blocks go into host memory and out of it, checksums on, at 0.9 of memcpy of the same scattered blocks.",
+        "a median ratio below 0.9 in any of the six cells",
+        tuple(Target("host put" if c.op == "write" else "host get", "host", c, OURS, (MEMCPY,), 0.9) for c in HOST),
+    ),
+    Claim(
+        "4,096 hashes, all present, are looked up within 150 us.",
+        "a median above 150 us, with blocks of 64 KiB in 8 GiB",
+        (
+            Target(
+                "look-up of 4,096 hashes",
+                "look-up",
+                LOOK_UP,
+                Source(NAME, (("blocks_kib", 64),)),
+                (),
+                1.0,
+                unit="p50_us",
+                bound=LOOK_UP_US,
+            ),
+        ),
+    ),
+    Claim(
+        "The disk is read at 0.97 of fio and written at 0.95 of it, by as many operations at once.",
+        "a median ratio below 0.97 in a read or below 0.95 in a write",
+        tuple(Target("disk", "disk", c, OURS, (FIO,), 0.97 if c.op == "read" else 0.95) for c in DISK),
+    ),
+    Claim(
+        "And the slowest hundredth of operations takes at most twice as long as fio's.",
+        "a median ratio of p99 above 2",
+        tuple(Target("disk, p99", "disk", c, OURS, (FIO,), 2.0, unit="p99_us") for c in DISK),
+    ),
+    Claim(
+        "In vLLM, the first token of a prompt of 1,500 tokens that host memory holds takes 0.15 of computing it.",
+        "a median ratio above 0.15, or rounds in which fewer bytes were loaded than the prompt's whole blocks have",
+        (Target("first token, loaded from host memory", "ttft", TTFT, Source("host"), (RECOMPUTE,), 0.15, "p50_us"),),
+    ),
+    Claim(
+        "And of one that the disk holds, 0.25.",
+        "a median ratio above 0.25",
+        (Target("first token, loaded from disk", "ttft", TTFT, Source("disk"), (RECOMPUTE,), 0.25, "p50_us"),),
+    ),
+)
+
+HEAD = """\
+## Tiers beside their ceilings and rivals
+
+Written by `make bench-tiers`; do not edit. Only ratios within one run mean anything: this is one machine at one time.
+Rates are GB/s (10^9 bytes), times are us; all are shown as median [lowest to highest] over the rounds. In every round
+each peer has one turn in each setting, and the order moves on by one from round to round. First tokens have twice as
+many rounds, of one prompt each.
+
+- *Host*: blocks go between an engine's region and the arena, 64 MiB a batch, scattered over 1 GiB at both ends, on one
+  core, summed on the way; both are in memory already. memcpy moves the same blocks between the same places in the same
+  process, in turns with ours; the C program (`benches/peers/programs/block_copy.c`) does it over 512 MiB of its own,
+  also with stores that pass the caches, which is what ours use. Mooncake has its store's memory in its own process and
+  a master beside it, and is asked by `batch_put_from` and `batch_get_into`. A rate is that of the middle batch.
+- *Look-up*: one call for each hash, inside the process that holds the arena of 8 GiB. The HashSet, the dict and Redis
+  hold as many keys as the arena has blocks of 64 KiB; Redis is on a Unix socket, in one pipeline, by redis-py (`way
+  client`) and by the bare bytes (`way wire`).
+- *Disk*: fio by io_uring and O_DIRECT, at random places of one file of 2 GiB. LMCache by its own `bench l2` with
+  its fs_native adapter and O_DIRECT, as many keys in one submission as fio has operations under way; its times are
+  those of such a submission, and so its p50 and p99 are not fio's.
+- *vLLM*: one engine on the CPU with SmolLM2-135M, one prompt of about 1,500 tokens at a time. *Recompute* has a salt
+  that nothing was stored under. *Own prefix cache* is the engine's, and the ceiling. Before *host* the engine is told
+  to forget its prefix cache; the daemon's is left alone.
+"""
+
+ELSEWHERE = """\
+How soon an arena is there again after a restart: `cargo bench -p kvferry-tier --bench arena`.
+"""
+
+
+def came_from(rows: Sequence[Row]) -> list[str]:
+    """Where the blocks of the prompts came from, as engine and daemon counted them."""
+    names = ("prompt_tokens", "cached_tokens", "loaded_tokens", "loaded_bytes")
+    body = []
+    for way, title in WAYS.items():
+        counts = [row.raw for row in rows if row.peer == way and row.raw is not None]
+        if counts:
+            told = [sorted({int(each[name]) for each in counts}) for name in names]
+            body.append([title, str(len(counts)), *(" to ".join(map(str, {t[0]: 0, t[-1]: 0})) for t in told)])
+    if not body:
+        return []
+    head = ["asked", "times", "prompt tokens", "from the engine's cache", "loaded tokens", "loaded bytes"]
+    said = "\nWhat engine (tokens) and `kvferry status --json` (bytes) counted for each of these prompts:\n"
+    return [said, *table(head, body)]
+
+
+PAGE = Page("bench-tiers", HEAD, ELSEWHERE, CLAIMS, SETTINGS, came_from)
