@@ -263,7 +263,7 @@ class SchedulerClient(Client, Protocol):
         ...
 
     def watch(self) -> None:
-        """Asks every daemon that is connected from now on to tell ``TierChanged``. Where nobody polls, some are dropped."""
+        """Asks every daemon from now on to tell ``TierChanged``. Where nobody polls, some are dropped."""
         ...
 
     def clear(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from conftest import BINARY
 from daemon import Daemon
 from harness.completions import fresh_salt
-from harness.engine import BLOCK_TOKENS, ROOT, TINY_LLAMA, Engine, EngineOptions, kvferry_connector
+from harness.engine import BLOCK_TOKENS, PREFILL, ROOT, TINY_LLAMA, Engine, EngineOptions, kvferry_connector
 from harness.processes import Stage
 from pair import ANSWER_TOKENS, BLOCKS, random_prompt
 
@@ -22,6 +22,7 @@ class Node:
     """One daemon with host memory, and one engine."""
 
     def __init__(self, stage: Stage, memory: Path, disk: Path) -> None:
+        self.stage = stage
         self.memory = memory
         self.disk = disk
         self.daemon = Daemon(stage, BINARY, "N", "127.0.0.1")
@@ -131,6 +132,32 @@ def test_from_the_disk_when_memory_is_lost(node: Node) -> None:
     tiers = node.daemon.status().tiers
     assert tiers["loaded_disk_bytes_total"] == tiers["loaded_bytes_total"] == full * TINY_LLAMA.block_bytes
     assert len(computed & node.sums()) >= full
+
+
+def test_a_hand_over_moves_only_what_no_tier_has(node: Node) -> None:
+    prompt = random_prompt(14, 640)
+    known = 320
+    stored = node.daemon.status().tiers["host_blocks"]
+    node.ask(prompt[:known])
+    node.wait_stored(stored + known // BLOCK_TOKENS)
+    node.restart_engine()
+    # It keeps nothing in the tier that both engines share.
+    connector = kvferry_connector(node.daemon.socket, tier=False)
+    prefill = Engine(node.stage, EngineOptions(TINY_LLAMA, "P0", BLOCKS, connector, forked=True, thread_count=1))
+    try:
+        prefill.wait_ready()
+        node.daemon.wait_attached("P0")
+        offered = prefill.server.complete(prompt, 1, kv_transfer_params=PREFILL)
+        assert offered.status == 200, offered.text
+        loaded = node.loaded_bytes()
+        answer = node.ask(prompt, kv_transfer_params=offered.kv_transfer_params)
+    finally:
+        prefill.kill()
+    transfer = node.daemon.status().finished[-1]
+    assert transfer.outcome == "delivered"
+    assert len(transfer.target_blocks) == (len(prompt) - known) // BLOCK_TOKENS
+    assert node.loaded_bytes() - loaded == known // BLOCK_TOKENS * TINY_LLAMA.block_bytes
+    assert answer == node.ask(prompt, **fresh_salt())
 
 
 def test_a_salt_keeps_what_is_stored_to_itself(node: Node) -> None:
