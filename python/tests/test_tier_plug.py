@@ -21,7 +21,7 @@ from plug_rig import ROW_BYTES, Engine, Node, content, keys_of  # noqa: E402
 from vllm.v1.kv_offload.base import LookupResult  # noqa: E402
 
 from kvferry import native  # noqa: E402
-from kvferry.client import AttachSpec, Layout, Refused, Span  # noqa: E402
+from kvferry.client import AttachSpec, Layout, Refused, Span, TierChanged  # noqa: E402
 
 # Chosen: far above what a call needs on busy cores, and below what waiting for a daemon takes here.
 CALL_SECONDS = 1.0
@@ -314,6 +314,20 @@ def test_a_daemon_without_tiers(tmp_path):
     finally:
         engine.close()
         node.close()
+
+
+def test_changes_of_the_tiers_are_vllms_events(start):
+    engine = start(groups=2)
+    keys = keys_of("a", 1) + keys_of("a", 1, group=1)
+    engine.store(keys)
+    change = TierChanged("host", ((0, keys[0][:32]),), ((1, keys[1][:32]),))
+    engine.tier._changed(change)
+    assert list(engine.offloading.take_events()) == [], "nobody wants to know"
+    engine.tier._tells_events = True
+    engine.tier._changed(change)
+    events = [(event.keys, event.medium.value, event.removed) for event in engine.offloading.take_events()]
+    assert events == [(keys[:1], "CPU", False), (keys[1:], "CPU", True)]
+    assert list(engine.offloading.take_events()) == []
 
 
 def test_the_daemon_does_not_map_vllms_own_region(node, start):

@@ -101,6 +101,8 @@ class KVFerryTier(SecondaryTierManager):
         self._loads = Loads(*moving)
         self._stores = Stores(*moving)
         self._tells_events = bool(config.enable_kv_cache_events)
+        if self._tells_events:
+            self._scheduler.watch()
         self._events: list[OffloadingEvent] = []
         # How long vLLM's hashes are; known from the first key on.
         self._hash_bytes: int | None = None
