@@ -29,7 +29,7 @@ impl ShowStatus {
     }
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(super) fn mebibytes(bytes: u64) -> String {
     // Three digits behind the point are exact enough for people.
     format!("{}.{:03} MiB", bytes >> 20, ((bytes & ((1 << 20) - 1)) * 1000) >> 20)
 }
@@ -93,6 +93,10 @@ fn print(status: &Status) {
     println!("\npeers ({})", status.peers.len());
     for peer in &status.peers {
         println!("  {}", peer_line(peer));
+    }
+    println!();
+    for line in super::cache::tier_lines(status.tiers.as_ref()) {
+        println!("{line}");
     }
     let transfers = &status.transfers;
     println!(

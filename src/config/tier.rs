@@ -102,7 +102,7 @@ impl raw::Disk {
         );
         let bytes_max = within("mib", mib, 64, MIB_MAX)? * MIB;
         let extent_bytes =
-            within("file_mib", file_mib.unwrap_or(FILE_MIB_DEFAULT.min(mib / 4)), 1, FILE_MIB_MAX)? * MIB;
+            within("file_mib", file_mib.unwrap_or_else(|| FILE_MIB_DEFAULT.min(mib / 4)), 1, FILE_MIB_MAX)? * MIB;
         let files_max = within("files_max", files_max.unwrap_or(FILES_MAX_DEFAULT), 3, FILES_MAX)?;
         let limits = Limits {
             bytes_max,

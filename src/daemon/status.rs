@@ -40,6 +40,8 @@ pub(crate) struct TiersStatus {
     pub(crate) stores: usize,
     pub(crate) loaded_bytes_total: u64,
     pub(crate) loaded_disk_bytes_total: u64,
+    /// Blocks that lookups asked for, and that they found.
+    pub(crate) asked_blocks_total: u64,
     pub(crate) found_blocks_total: u64,
     pub(crate) stored_blocks_total: u64,
     /// Where there is one.
@@ -258,8 +260,8 @@ impl Hub {
     fn tiers_status(&self) -> Option<TiersStatus> {
         let handle = self.tiering.as_ref()?.handle();
         let inventory = handle.inventory();
-        let (loaded_bytes_total, loaded_disk_bytes_total, found_blocks_total, stored_blocks_total) =
-            self.metrics.tier.totals();
+        let (loaded_bytes_total, loaded_disk_bytes_total, stored_blocks_total) = self.metrics.tier.totals();
+        let (asked_blocks_total, found_blocks_total) = self.metrics.tier.hits();
         Some(TiersStatus {
             host_bytes: handle.bytes,
             host_blocks: inventory.blocks,
@@ -270,6 +272,7 @@ impl Hub {
             stores: inventory.stores,
             loaded_bytes_total,
             loaded_disk_bytes_total,
+            asked_blocks_total,
             found_blocks_total,
             stored_blocks_total,
             disk: inventory.disk.map(|disk| DiskStatus {

@@ -103,7 +103,7 @@ fn look_up(path: &Path, block_bytes: u64) -> LookUp {
     let all: HashSet<BlockHash> = hashes.into_iter().collect();
     let [arena_us, set_us] =
         medians_us([&mut || assert!(asked.iter().all(|hash| black_box(arena.contains(class, hash)))), &mut || {
-            assert!(asked.iter().all(|hash| black_box(all.contains(hash))))
+            assert!(asked.iter().all(|hash| black_box(all.contains(hash))));
         }]);
     std::fs::remove_file(path).expect("remove the file");
     LookUp { block_bytes, blocks: recovery.blocks, made_s, reopened_ms, arena_us, set_us }

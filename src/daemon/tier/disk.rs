@@ -20,7 +20,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 /// Reads and writes at the disk at once.
 pub(super) const DEPTH_MAX: u32 = 64;
-/// Where the kernel forbids io_uring.
+/// Where the kernel forbids `io_uring`.
 const THREADS: u32 = 4;
 /// Memory for blocks that the disk cannot take from where they are.
 const BOUNCE_BYTES_MAX: u64 = 64 << 20;

@@ -15,6 +15,7 @@ use super::thread::Inventory;
 #[derive(Clone, Default)]
 pub(crate) struct TierMetrics {
     lookups: Family<Reason, Counter>,
+    asked: Counter<u64, AtomicU64>,
     found: Counter<u64, AtomicU64>,
     loads: Family<Reason, Counter>,
     loaded_bytes: Counter<u64, AtomicU64>,
@@ -34,6 +35,7 @@ pub(crate) struct TierMetrics {
 impl TierMetrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register("tier_lookup", "Lookups, by outcome", self.lookups.clone());
+        registry.register("tier_asked_blocks", "Blocks that lookups asked for, of all groups", self.asked.clone());
         registry.register("tier_found_blocks", "Blocks that lookups found, of all groups", self.found.clone());
         registry.register("tier_load", "Loads, by outcome", self.loads.clone());
         registry.register("tier_load_bytes", "Bytes loaded and verified", self.loaded_bytes.clone());
@@ -74,6 +76,10 @@ impl TierMetrics {
         );
     }
 
+    pub(super) fn asked(&self, blocks: usize) {
+        self.asked.inc_by(blocks as u64);
+    }
+
     pub(super) fn found(&self, held: &[u32], failure: Option<TierFailure>) {
         let found: u64 = held.iter().map(|&held| u64::from(held)).sum();
         let none = if found == 0 { "none" } else { "found" };
@@ -111,8 +117,13 @@ impl TierMetrics {
         }
     }
 
-    /// Bytes loaded, of those from the disk, blocks found and stored.
-    pub(crate) fn totals(&self) -> (u64, u64, u64, u64) {
-        (self.loaded_bytes.get(), self.disk_bytes.get(), self.found.get(), self.stored.get())
+    /// Blocks asked for and found.
+    pub(crate) fn hits(&self) -> (u64, u64) {
+        (self.asked.get(), self.found.get())
+    }
+
+    /// Bytes loaded, of those from the disk, and blocks stored.
+    pub(crate) fn totals(&self) -> (u64, u64, u64) {
+        (self.loaded_bytes.get(), self.disk_bytes.get(), self.stored.get())
     }
 }

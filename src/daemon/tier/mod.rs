@@ -152,6 +152,8 @@ impl Hub {
         let engine = self.engines.engines.get(&engine_id).filter(|engine| engine.is_whole());
         let workers = engine.map(|engine| engine.workers.values()).ok_or("engine")?;
         let devices = workers.map(|worker| worker.device.clone().ok_or("layout")).collect::<Result<_, _>>()?;
+        let groups: Vec<Vec<BlockHash>> = groups;
+        self.metrics.tier.asked(groups.iter().map(Vec::len).sum());
         let work = self.ask_tier(session, lookup.key, engine_id.clone())?;
         let Some(tiering) = &mut self.tiering else { return Err(NO_TIER) };
         tiering.claims.insert((engine_id, lookup.key), Claim { work, is_forgotten: false });

@@ -124,7 +124,8 @@ impl Tiers {
     /// The next blocks of a load; none when there are no more, or when one is not there.
     pub(super) fn next_load_job(&mut self, work: WorkId) -> Option<CopyJob> {
         let load = self.loads.get_mut(&work)?;
-        let &Loading { kind, group, .. } = load.ready.front().map(|(loading, _)| loading).or(load.left.front())?;
+        let &Loading { kind, group, .. } =
+            load.ready.front().map(|(loading, _)| loading).or_else(|| load.left.front())?;
         let device = Arc::clone(&load.device);
         let layout = device.group(group)?;
         let mut chunks = Chunks::new(kind.host, layout);

@@ -54,6 +54,7 @@ enum State {
 }
 
 /// Who wants a block.
+#[derive(Clone, Copy)]
 pub(super) enum Wants {
     Claim(WorkId),
     Load(WorkId, Loading),
