@@ -1,0 +1,77 @@
+//! The tiers at the start: what the daemon before has left.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use kvferry_core::Time;
+use kvferry_memory::Meter;
+use kvferry_tier::disk::Shelf;
+use kvferry_tier::host::{Arena, Recovered};
+use kvferry_tier::tiers::{TierLimits, Tiers};
+use kvferry_tier::{Cache, CacheLimits};
+
+use crate::config::{DiskTier, HostTier};
+use crate::random;
+
+/// Blocks that are remembered for each that fits: one that comes back tells how long others like it will take.
+const KNOWN_PER_STORED: u64 = 4;
+/// No block is smaller than what a slot takes.
+const SLOT_BYTES_MIN: u64 = 4096;
+const KNOWN_MAX: u64 = 1 << 24;
+/// How long what was copied waits for its engine's word.
+const COMMIT_MAX: Duration = Duration::from_secs(30);
+
+/// Opens host memory and the disk, with what the daemon before has left there. Neither is an engine's region, and counted as
+/// one. A disk that cannot be had is none: the daemon serves without, and says so.
+pub(crate) fn open(
+    host: &HostTier,
+    disk: Option<&DiskTier>,
+    works_max: usize,
+    blocks_max: usize,
+    now: Time,
+) -> Result<Tiers> {
+    let (arena, recovery) = Arena::open(&host.path, host.bytes, host.block_bytes_max, &Meter::new())
+        .with_context(|| format!("open the host tier {} (tier.host)", host.path.display()))?;
+    let found = match recovery.recovered {
+        Recovered::New => "new",
+        Recovered::Found => "found",
+        Recovered::Replaced => "replaced: it was of another size or version",
+    };
+    tracing::info!(
+        path = %host.path.display(), bytes = host.bytes, blocks = recovery.blocks,
+        unfinished = recovery.unfinished, damaged = recovery.damaged, "host tier is open: {found}"
+    );
+    let known_max = (host.bytes / SLOT_BYTES_MIN).saturating_mul(KNOWN_PER_STORED).min(KNOWN_MAX);
+    let limits = CacheLimits {
+        known_max: usize::try_from(known_max)?,
+        tenant_bytes_max: host.tenant_bytes_max,
+        seed: random::number()?,
+    };
+    let cache = Cache::new(arena, limits, now);
+    let limits =
+        TierLimits { claims_max: works_max, works_max, blocks_max, claim_max: host.claim_max, commit_max: COMMIT_MAX };
+    let disk = disk.and_then(|disk| {
+        open_disk(disk, now)
+            .inspect_err(|error| {
+                tracing::warn!("serves without a disk tier: {error:#}");
+            })
+            .ok()
+    });
+    Ok(Tiers::new(cache, disk, limits))
+}
+
+fn open_disk(disk: &DiskTier, now: Time) -> Result<Cache<Shelf>> {
+    let path = disk.path.display();
+    let (shelf, recovery) = Shelf::open(&disk.path, disk.limits).context("open tier.disk")?;
+    tracing::info!(%path, blocks = recovery.blocks, ?recovery, "disk tier is open");
+    if let Some(reason) = shelf.read_only() {
+        tracing::warn!(%path, "the disk tier is only read from: {reason}");
+    }
+    let known_max = (disk.limits.bytes_max / SLOT_BYTES_MIN).saturating_mul(KNOWN_PER_STORED).min(KNOWN_MAX);
+    let limits = CacheLimits {
+        known_max: usize::try_from(known_max)?,
+        tenant_bytes_max: disk.tenant_bytes_max,
+        seed: random::number()?,
+    };
+    Ok(Cache::new(shelf, limits, now))
+}
