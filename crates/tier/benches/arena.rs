@@ -103,7 +103,7 @@ fn look_up(path: &Path, block_bytes: u64) -> LookUp {
     let all: HashSet<BlockHash> = hashes.into_iter().collect();
     let [arena_us, set_us] =
         medians_us([&mut || assert!(asked.iter().all(|hash| black_box(arena.contains(class, hash)))), &mut || {
-            assert!(asked.iter().all(|hash| black_box(all.contains(hash))))
+            assert!(asked.iter().all(|hash| black_box(all.contains(hash))));
         }]);
     std::fs::remove_file(path).expect("remove the file");
     LookUp { block_bytes, blocks: recovery.blocks, made_s, reopened_ms, arena_us, set_us }
@@ -197,7 +197,9 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let has = |word: &str| words.iter().any(|given| given == word);
     let (look_ups, copies) = (has("look-up") || !has("copy"), has("copy") || !has("look-up"));
-    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    // Whoever may kill this program says where, and removes it.
+    let place = words.iter().find_map(|word| word.strip_prefix("--in=")).unwrap_or("/dev/shm");
+    let folder = tempfile::tempdir_in(place).expect("a folder in memory");
     let path = folder.path().join("arena");
     let look_ups = [64 << 10, 720 << 10].into_iter().filter(|_| look_ups).map(|bytes| look_up(&path, bytes));
     let copies = [64 << 10, 256 << 10, 1 << 20].into_iter().filter(|_| copies).map(|bytes| put_and_get(&path, bytes));
