@@ -58,7 +58,7 @@ def ask(turn: Turn, name: str, *words: str) -> dict[str, Any]:
     """
     # A bench that is ended early leaves what it wrote; the folder goes with this process.
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvferry-bench-") as folder:
-        command = [program(name), "--json", f"--in={folder}", *words]
+        command: list[str | Path] = [program(name), "--json", f"--in={folder}", *words]
         printed = output(command, log=turn.log(f"bench-{name}"), limit_s=LIMIT_S)
     try:
         document: dict[str, Any] = json.loads(printed)
