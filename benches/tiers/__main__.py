@@ -27,7 +27,7 @@ import machine
 import results
 import rounds
 from cells import Setting
-from disk import LMCACHE, Fio, Lmcache
+from disk import FILE, LMCACHE, Fio, Lmcache
 from first_token import WAYS, FirstToken, node
 from harness.processes import StageError
 from limits import BlockCopy
@@ -89,6 +89,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: the tables are as they were", flush=True)
         return 130
+    finally:
+        (installation.WORK / FILE).unlink(missing_ok=True)
 
 
 def run(asked: argparse.Namespace) -> int:

@@ -19,6 +19,8 @@ from children import PeerError, output
 from peer import Peer, Turn
 
 FILE_BYTES = 2 << 30
+# Below the folder of what was installed; kept from round to round.
+FILE = "fio.dat"
 RUN_MS = 1500
 LIMIT_S = 120.0
 # What its command line imports; the rest of what it asks for is for GPUs, clouds and servers. torch is vLLM's.
@@ -48,7 +50,7 @@ class Fio(Peer):
 
     def measure(self, turn: Turn) -> None:
         # Laid out by the first turn, for writes want places that were written before.
-        file = turn.work / "fio.dat"
+        file = turn.work / FILE
         if not file.exists() or file.stat().st_size != FILE_BYTES:
             self._run(turn, file, Cell("write", 8, 1 << 20), ["--rw=write", "--end_fsync=1"])
         for cell in turn.setting.cells:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -55,7 +56,10 @@ def ask(turn: Turn, name: str, *words: str) -> dict[str, Any]:
     Raises:
         PeerError: it failed, or prints something else.
     """
-    printed = output([program(name), "--json", *words], log=turn.log(f"bench-{name}"), limit_s=LIMIT_S)
+    # A bench that is ended early leaves what it wrote; the folder goes with this process.
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvferry-bench-") as folder:
+        command: list[str | Path] = [program(name), "--json", f"--in={folder}", *words]
+        printed = output(command, log=turn.log(f"bench-{name}"), limit_s=LIMIT_S)
     try:
         document: dict[str, Any] = json.loads(printed)
     except ValueError:

@@ -76,14 +76,14 @@ many rounds, of one prompt each.
   also with stores that pass the caches, which is what ours use. Mooncake has its store's memory in its own process and
   a master beside it, and is asked by `batch_put_from` and `batch_get_into`. A rate is that of the middle batch.
 - *Look-up*: one call for each hash, inside the process that holds the arena of 8 GiB. The HashSet, the dict and Redis
-  hold as many keys as the arena has blocks of 64 KiB; Redis is on a Unix socket, in one pipeline, by redis-py (`way
-  client`) and by the bare bytes (`way wire`).
+  hold as many keys as the arena has blocks of 64 KiB. Redis alone is asked across processes: on a Unix socket, in one
+  pipeline, by redis-py (`way client`) and by the bare bytes (`way wire`).
 - *Disk*: fio by io_uring and O_DIRECT, at random places of one file of 2 GiB. LMCache by its own `bench l2` with
   its fs_native adapter and O_DIRECT, as many keys in one submission as fio has operations under way; its times are
   those of such a submission, and so its p50 and p99 are not fio's.
 - *vLLM*: one engine on the CPU with SmolLM2-135M, one prompt of about 1,500 tokens at a time. *Recompute* has a salt
-  that nothing was stored under. *Own prefix cache* is the engine's, and the ceiling. Before *host* the engine is told
-  to forget its prefix cache; the daemon's is left alone.
+  that nothing was stored under, and the same engine and connector. *Own prefix cache* is the engine's, and the ceiling.
+  Before *host* the engine is told to forget its prefix cache; the daemon's blocks are left alone.
 """
 
 ELSEWHERE = """\
