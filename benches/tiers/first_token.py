@@ -1,11 +1,12 @@
-"""Time to the first token: computed, from the engine's own prefix cache, and loaded from host memory.
+"""Time to the first token: computed, from the engine's own prefix cache, and loaded from host memory or from disk.
 
-    daemon with [tier.host] -> one engine -> turns: recompute | own cache | host     each with a prompt of the round's
+    daemon with both tiers -> one engine -> turns: recompute | own cache | host | disk    each with the round's prompt
 
 One engine answers all of them, and each turn makes its own ground, untimed: *own cache* asks the prompt first, *host*
 asks it, waits until all of it is stored and has the engine forget its prefix cache (vLLM's development endpoint, which
-leaves the connector's store alone). What the engine and the daemon count shows where the blocks came from; a turn whose
-counts are others is an error, not a figure.
+leaves the connector's store alone). *disk* goes on: what is asked for again is written to the disk, and then the daemon
+is killed and starts without its host memory. What the engine and the daemon count shows where the blocks came from; a
+turn whose counts are others is an error, not a figure.
 """
 
 from __future__ import annotations
@@ -40,24 +41,46 @@ LINES = 88
 FIRST_SERIAL = 4000
 ANSWER_TOKENS = 2
 STORED_LIMIT_S = 30.0
+# A block is written in milliseconds.
+WRITTEN_PAUSE_S = 0.5
 CACHED = "vllm:prefix_cache_hits_total"
 LOADED = "vllm:external_prefix_cache_hits_total"
 WAYS = {
     "recompute": "recompute",
     "own-cache": "the engine's own prefix cache",
     "host": "KVFerry, loaded from host memory",
+    "disk": "KVFerry, loaded from disk",
 }
 
 
 class Node:
-    """One daemon with host memory and one engine."""
+    """One daemon with host memory and a disk, and one engine."""
 
-    def __init__(self, stage: Stage, memory: Path) -> None:
+    def __init__(self, stage: Stage, memory: Path, disk: Path) -> None:
+        self._arena = memory / "arena"
+        self._disk = disk / "store"
         self.daemon = Daemon(stage, BINARY, "T", "127.0.0.1")
-        self.daemon.start(host_tier=memory / "arena", host_mib=HOST_MIB)
+        self._start_daemon()
         found = kvferry_connector(self.daemon.socket)
         connector = Connector(found.config, {**found.environment, "VLLM_SERVER_DEV_MODE": "1"})
         self.engine = Engine(stage, EngineOptions(SMOLLM2, "T0", ENGINE_BLOCKS, connector, forked=True))
+
+    def _start_daemon(self) -> None:
+        self.daemon.start(host_tier=self._arena, host_mib=HOST_MIB, disk_tier=self._disk)
+
+    def lose_memory(self) -> None:
+        """Kills the daemon and starts it without what host memory held."""
+        self.daemon.kill()
+        self._arena.unlink()
+        self._start_daemon()
+        self.daemon.wait_attached(self.engine.name)
+
+    def wait_written(self) -> None:
+        """Until nothing more comes to the disk; whether enough did, the bytes of the next load tell."""
+        before = -1
+        while (now := self.daemon.status().tiers["disk"]["blocks"]) != before:
+            before = now
+            time.sleep(WRITTEN_PAUSE_S)
 
     def wait_ready(self) -> None:
         self.engine.wait_ready(lambda seconds: print(f"  {seconds:.0f} s", flush=True))
@@ -90,6 +113,7 @@ class Node:
             "cached_tokens": int(self.engine.metric(CACHED)),
             "loaded_tokens": int(self.engine.metric(LOADED)),
             "loaded_bytes": self.daemon.status().tiers["loaded_bytes_total"],
+            "disk_bytes": self.daemon.status().tiers["loaded_disk_bytes_total"],
         }
 
     def ask(self, prompt: str, **options: Any) -> tuple[float, dict[str, Any]]:
@@ -115,9 +139,11 @@ def node() -> Iterator[Node]:
     with (
         Stage("bench-tiers", LOGS) as stage,
         tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvferry-tiers-") as memory,
+        # On the file system of the build, which takes O_DIRECT.
+        tempfile.TemporaryDirectory(dir=installation.ROOT / "target", prefix="tiers-") as disk,
     ):
         try:
-            made = Node(stage, Path(memory))
+            made = Node(stage, Path(memory), Path(disk))
             made.wait_ready()
             # The first steps of an engine are slow, whatever they do.
             made.ask(prompt(-1))
@@ -155,7 +181,13 @@ class FirstToken(Peer):
         else:
             asked.ask(text)
             asked.wait_stored()
-            if self.name == "host":
+            if self.name == "disk":
+                asked.forget()
+                # Asked for again: it goes to the disk, unless an earlier turn has brought it there.
+                asked.ask(text)
+                asked.wait_written()
+                asked.lose_memory()
+            if self.name in ("host", "disk"):
                 asked.forget()
             found = asked.ask(text)
         # What is stored in the background falls into no other turn.
@@ -168,8 +200,9 @@ def wrong(way: str, counted: dict[str, Any]) -> str | None:
     whole = (counted["prompt_tokens"] - 1) // BLOCK_TOKENS
     wanted = {
         "cached_tokens": whole * BLOCK_TOKENS if way == "own-cache" else 0,
-        "loaded_tokens": whole * BLOCK_TOKENS if way == "host" else 0,
-        "loaded_bytes": whole * SMOLLM2.block_bytes if way == "host" else 0,
+        "loaded_tokens": whole * BLOCK_TOKENS if way in ("host", "disk") else 0,
+        "loaded_bytes": whole * SMOLLM2.block_bytes if way in ("host", "disk") else 0,
+        "disk_bytes": whole * SMOLLM2.block_bytes if way == "disk" else 0,
     }
     others = [f"{name} {counted[name]}, not {value}" for name, value in wanted.items() if counted[name] != value]
     return "; ".join(others) or None

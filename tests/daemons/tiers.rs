@@ -101,6 +101,12 @@ fn a_store_that_was_given_up_is_never_found() {
     assert_eq!(failure, None);
     engine.worker.abort(key);
     assert_eq!((engine.commit(key), engine.lookup(&hashes(1..3)).1), (0, 0));
+    // Many of them leave room for others.
+    for _ in 0..5_000 {
+        let (key, failure) = engine.store(None, &hashes(1..2), &[1]);
+        assert_eq!(failure, None);
+        engine.worker.abort(key);
+    }
     // Nor one whose engine died before it could say anything.
     engine.store(None, &hashes(1..3), &[1, 2]);
     drop(engine);

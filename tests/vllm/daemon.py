@@ -22,7 +22,7 @@ START_S_MAX = 20.0
 ASK_S_MAX = 10.0
 POLL_S = 0.02
 HOST_TIER_MIB = 256
-DISK_TIER_MIB = 256
+DISK_TIER_MIB = 1024
 # The daemon's whole environment. Its log's level may be given from outside.
 LOGGING = {"KVFERRY_LOG": os.environ.get("KVFERRY_LOG", "info"), "RUST_BACKTRACE": "1"}
 

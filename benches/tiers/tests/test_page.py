@@ -19,7 +19,7 @@ META: dict[str, Any] = {
     "rounds": 1,
 }
 WHOLE = TTFT.blocks
-COUNTED = {"prompt_tokens": 1505, "cached_tokens": 0, "loaded_tokens": 0, "loaded_bytes": 0}
+COUNTED = {"prompt_tokens": 1505, "cached_tokens": 0, "loaded_tokens": 0, "loaded_bytes": 0, "disk_bytes": 0}
 LOADED = {"loaded_tokens": WHOLE * BLOCK_TOKENS, "loaded_bytes": TTFT.bytes}
 
 
@@ -84,6 +84,9 @@ def test_a_disk_that_is_not_built_says_so() -> None:
         ("own-cache", COUNTED | {"cached_tokens": WHOLE * BLOCK_TOKENS}, True),
         ("own-cache", COUNTED, False),
         ("host", COUNTED | LOADED, True),
+        ("host", COUNTED | LOADED | {"disk_bytes": TTFT.bytes}, False),
+        ("disk", COUNTED | LOADED | {"disk_bytes": TTFT.bytes}, True),
+        ("disk", COUNTED | LOADED, False),
         ("host", COUNTED | {"cached_tokens": WHOLE * BLOCK_TOKENS}, False),
         ("host", COUNTED | LOADED | {"loaded_bytes": TTFT.bytes - 1}, False),
     ],

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench -p kvferry-tier --bench disk           up to 7 GiB in a folder beside the program, for two minutes; wants fio
 //! cargo bench -p kvferry-tier --bench disk -- recovery        that part alone
+//! cargo bench -p kvferry-tier --bench disk -- --json --rounds=1 1024k 2048k       one JSON document of the medians
 //! ```
 //!
 //! Blocks move between the disk and an engine's region, [`DEPTH`] at once; reads are held against their checksums. fio moves
@@ -25,6 +26,7 @@ use kvferry_core::{Fingerprint, Time};
 use kvferry_memory::{Meter, Region};
 use kvferry_tier::disk::{Block, Done, Filling, Io, Limits, Mover, Settings, Shelf, Span};
 use kvferry_tier::{BlockHash, Cache, CacheLimits, ClassId, Store as _, Tenant};
+use serde_json::{Value, json};
 
 /// Operations at once, by size of block: what the disk of the measurements needs to be busy.
 const DEPTHS: [(u64, u32); 3] = [(64 << 10, 32), (1 << 20, 8), (2 << 20, 8)];
@@ -197,6 +199,15 @@ fn fio(file: &Path, way: &str, block_bytes: u64, depth: u32) -> Option<Run> {
     Some(Run { rate: number(1)? * 1024.0 / 1e9, p50: percentile(12)?, p99: percentile(13)? })
 }
 
+/// The medians of some runs; null for none.
+fn medians(runs: &[Run]) -> Value {
+    let of = |value: fn(&Run) -> f64| median(runs.iter().map(value).collect());
+    if runs.is_empty() {
+        return Value::Null;
+    }
+    json!({ "gbps": of(|run| run.rate), "p50_us": of(|run| run.p50), "p99_us": of(|run| run.p99) })
+}
+
 fn compare(what: &str, block_bytes: u64, ours: &[Run], peers: &[Run]) {
     let of = |runs: &[Run], value: fn(&Run) -> f64| median(runs.iter().map(value).collect());
     let (rate, p50, p99) = (of(ours, |run| run.rate), of(ours, |run| run.p50 / 1e3), of(ours, |run| run.p99 / 1e3));
@@ -215,18 +226,28 @@ fn compare(what: &str, block_bytes: u64, ours: &[Run], peers: &[Run]) {
     println!();
 }
 
-fn move_blocks(folder: &Path, block_bytes: u64, depth: u32, io: Io) {
+/// How a benchmark is run and told.
+#[derive(Clone, Copy)]
+struct Asked {
+    rounds: usize,
+    as_json: bool,
+}
+
+fn move_blocks(folder: &Path, block_bytes: u64, depth: u32, io: Io, asked: Asked) -> Vec<Value> {
     let mut world = World::new(&folder.join("shelf"), block_bytes, depth, io);
-    println!("depth {depth}, {}", world.mover.choice());
+    if !asked.as_json {
+        println!("depth {depth}, {}", world.mover.choice());
+    }
+    let mut told = Vec::new();
     let file = folder.join("fio");
     // Every place was written once, by both, before anything is measured.
     while world.next < world.blocks {
         world.write();
     }
     let prepared = fio(&file, "write", 1 << 20, 8);
-    for (what, way) in [("wrote", "randwrite"), ("read ", "randread")] {
+    for (what, op, way) in [("wrote", "write", "randwrite"), ("read ", "read", "randread")] {
         let (mut ours, mut peers) = (Vec::new(), Vec::new());
-        for round in 0..ROUNDS {
+        for round in 0..asked.rounds {
             // Who goes first changes, as a disk may pay later for what was written.
             for second in [false, true] {
                 if second == round.is_multiple_of(2) {
@@ -238,12 +259,18 @@ fn move_blocks(folder: &Path, block_bytes: u64, depth: u32, io: Io) {
                 }
             }
         }
-        compare(what, block_bytes, &ours, &peers);
+        if asked.as_json {
+            let (ours, fio) = (medians(&ours), medians(&peers));
+            told.push(json!({ "op": op, "block_bytes": block_bytes, "depth": depth, "ours": ours, "fio": fio }));
+        } else {
+            compare(what, block_bytes, &ours, &peers);
+        }
     }
     drop(world);
     // Where there was no fio there is no file.
     let _ = std::fs::remove_file(file);
     std::fs::remove_dir_all(folder.join("shelf")).expect("removed");
+    told
 }
 
 /// A million blocks of a page each: their records are real, their bytes are room that was never written, and not looked at.
@@ -312,20 +339,26 @@ fn recover(folder: &Path) {
 }
 
 fn main() {
-    let only: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let is_wanted = |part: &str| only.is_empty() || only.iter().any(|word| word == part);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let only: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
+    let rounds = words.iter().find_map(|word| word.strip_prefix("--rounds=")?.parse().ok()).unwrap_or(ROUNDS);
+    let asked = Asked { rounds, as_json: words.iter().any(|word| word == "--json") };
+    let is_wanted = |part: &str| only.is_empty() || only.iter().any(|word| *word == part);
     // On the disk that holds this program: not every temporary folder is on one.
     let program = std::env::current_exe().expect("this program");
     let folder = tempfile::tempdir_in(program.parent().expect("in a folder")).expect("a folder on a disk");
+    let mut told = Vec::new();
     for (block_bytes, depth) in DEPTHS {
         if is_wanted(&format!("{}k", block_bytes >> 10)) {
-            move_blocks(folder.path(), block_bytes, depth, Io::Auto);
+            told.extend(move_blocks(folder.path(), block_bytes, depth, Io::Auto, asked));
         }
     }
-    if only.iter().any(|word| word == "threads") {
-        move_blocks(folder.path(), 1 << 20, 8, Io::Threads);
+    if only.iter().any(|word| *word == "threads") {
+        told.extend(move_blocks(folder.path(), 1 << 20, 8, Io::Threads, asked));
     }
-    if is_wanted("recovery") {
+    if asked.as_json {
+        println!("{}", json!({ "disk": told }));
+    } else if is_wanted("recovery") {
         recover(&folder.path().join("million"));
     }
 }

@@ -93,6 +93,9 @@ impl Hub {
         let Some(tiering) = &mut self.tiering else { return Err(NO_TIER) };
         tiering.claims.insert((engine_id, lookup.key), Claim { work, is_forgotten: false });
         let sent = tiering.handle.send(TierCommand::Lookup(work, Lookup { devices, groups }));
+        if !sent {
+            tiering.claims.retain(|_, claim| claim.work != work);
+        }
         self.sent(work, sent)
     }
 
@@ -263,10 +266,12 @@ impl Hub {
                 let over = failure.is_some();
                 let asked = self.tiering.as_ref().and_then(|tiering| tiering.works.get(&work));
                 let Some((session, key)) = asked.map(|asked| (asked.session, asked.key)) else { return };
-                if over {
-                    self.end_asked(work);
-                }
+                // It has been vouched for before it was copied: that needs an answer, too.
+                let was_committed = over && self.end_asked(work).is_some_and(|asked| asked.is_committed);
                 self.reply(session, 0, from_daemon::Body::Copied(v1::Copied { key, failure: word(failure) }));
+                if was_committed {
+                    self.reply(session, 0, from_daemon::Body::Stored(v1::Stored { key, blocks: 0 }));
+                }
             }
             TierEvent::Stored { work, blocks } => {
                 self.metrics.tier.stored(blocks);

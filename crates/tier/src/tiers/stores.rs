@@ -189,30 +189,30 @@ impl Tiers {
         }
         if !was_said {
             self.events.push_back(TierEvent::Copied { work, failure });
+        } else if failure.is_some() {
+            // Its engine, which may have vouched for it meanwhile, has no other last word.
+            self.events.push_back(TierEvent::Stored { work, blocks: 0 });
         }
     }
 
     /// The engine's word that nothing wrote to the blocks of a store before [`TierEvent::Copied`] came: they are found from
-    /// now on, and [`TierEvent::Stored`] follows. Of a store that was given up, or that has not said so yet, nothing is.
+    /// now on, and [`TierEvent::Stored`] follows. Of a store that has not said so yet nothing is; one that was given up has had
+    /// its last word.
     pub fn commit(&mut self, now: Time, work: WorkId) {
-        if self.stores.get(&work).is_some_and(|store| store.waits_until.is_none()) {
+        match self.stores.get(&work).map(|store| store.waits_until) {
             // A word about what is still being read is worth nothing.
-            self.fail(now, work, TierFailure::Request);
-        }
+            Some(None) => return self.fail(now, work, TierFailure::Request),
+            Some(Some(until)) if until > now => self.deadlines.remove(&(until, work)),
+            // It has had its last word, or is about to have it.
+            Some(Some(_)) | None => return,
+        };
+        let Some(store) = self.stores.remove(&work) else { return };
         let mut blocks = 0;
-        let is_in_time = |store: &Store| store.waits_until.is_some_and(|until| until > now);
-        if self.stores.get(&work).is_some_and(is_in_time)
-            && let Some(store) = self.stores.remove(&work)
-        {
-            if let Some(until) = store.waits_until {
-                self.deadlines.remove(&(until, work));
-            }
-            for Filled { kind, place, sum, parent } in store.filled {
-                let hash = place.hash();
-                blocks += u64::from(self.host.seal(place, sum, parent));
-                if self.host.is_likely(kind.host, &hash) {
-                    self.want_on_disk((kind, hash), parent);
-                }
+        for Filled { kind, place, sum, parent } in store.filled {
+            let hash = place.hash();
+            blocks += u64::from(self.host.seal(place, sum, parent));
+            if self.host.is_likely(kind.host, &hash) {
+                self.want_on_disk((kind, hash), parent);
             }
         }
         self.events.push_back(TierEvent::Stored { work, blocks });
