@@ -63,8 +63,13 @@ class Node:
         self.daemon.wait_for(lambda status: status.tiers["host_blocks"] >= blocks, f"storing {blocks} blocks", 20)
         self.daemon.wait_for(lambda status: status.tiers["stores"] == 0, "done with storing", 20)
 
+    def host_blocks(self) -> int:
+        blocks: int = self.daemon.status().tiers["host_blocks"]
+        return blocks
+
     def loaded_bytes(self) -> int:
-        return self.daemon.status().tiers["loaded_bytes_total"]
+        loaded: int = self.daemon.status().tiers["loaded_bytes_total"]
+        return loaded
 
     def sums(self) -> set[int]:
         """Of all blocks of the engine."""
@@ -115,9 +120,9 @@ def test_from_the_disk_when_memory_is_lost(node: Node) -> None:
     prompt = random_prompt(13, PROMPT_TOKENS)
     full = PROMPT_TOKENS // BLOCK_TOKENS
     before = node.sums()
+    stored = node.host_blocks()
     cold = node.ask(prompt)
-    stored = node.daemon.status().tiers["host_blocks"]
-    node.wait_stored(min(stored, full))
+    node.wait_stored(stored + full)
     computed = node.sums() - before
     on_disk = node.daemon.status().tiers["disk"]["blocks"]
     # Used again, it goes to the disk.
@@ -137,7 +142,7 @@ def test_from_the_disk_when_memory_is_lost(node: Node) -> None:
 def test_a_hand_over_moves_only_what_no_tier_has(node: Node) -> None:
     prompt = random_prompt(14, 640)
     known = 320
-    stored = node.daemon.status().tiers["host_blocks"]
+    stored = node.host_blocks()
     node.ask(prompt[:known])
     node.wait_stored(stored + known // BLOCK_TOKENS)
     node.restart_engine()
@@ -171,13 +176,13 @@ def test_a_salt_keeps_what_is_stored_to_itself(node: Node) -> None:
 
 def test_an_answer_s_blocks_are_loaded_with_the_next_turn(node: Node) -> None:
     prompt = random_prompt(9, 320)
+    stored = node.host_blocks()
     answer = node.engine.server.complete(prompt, 100, ignore_eos=True)
     assert answer.status == 200, answer.text
     turn = prompt + answer.token_ids + random_prompt(10, 40)
     # All that was computed: the last token of the answer was not.
     full = (len(prompt) + len(answer.token_ids) - 1) // BLOCK_TOKENS
-    stored = node.daemon.status().tiers["host_blocks"]
-    assert stored >= full
+    node.wait_stored(stored + full)
     node.restart_engine()
     loaded = node.loaded_bytes()
     warm = node.ask(turn)
@@ -193,6 +198,6 @@ def test_a_daemon_that_goes_costs_a_recompute(node: Node) -> None:
     node.start_daemon()
     node.wait_attached()
     other = random_prompt(12, PROMPT_TOKENS)
-    stored = node.daemon.status().tiers["host_blocks"]
+    stored = node.host_blocks()
     node.ask(other)
     node.wait_stored(stored + PROMPT_TOKENS // BLOCK_TOKENS)
