@@ -54,7 +54,10 @@ impl<T: Transport> Driver<T> {
 
     pub(super) fn post(&mut self, work: Work) -> Result<()> {
         let now = self.now();
-        let Some(endpoint) = self.transport.endpoint(self.endpoint) else { bail!("the data connection is gone") };
+        // Its event comes once all of the endpoint is over.
+        let Some(endpoint) = self.transport.endpoint(self.endpoint) else {
+            bail!("the far end went away: the data connection is gone")
+        };
         if let Err((fault, work)) = endpoint.post(now, work) {
             bail!("transfer {} could not be posted: {fault}", work.id());
         }
