@@ -199,10 +199,17 @@ impl Region {
     /// If a range is not inside the region.
     pub fn crc32c_of(&self, seed: u32, slices: &[Slice]) -> Result<u32, OutOfBounds> {
         let mut sum = seed;
+        if let Some(first) = slices.first() {
+            let first = self.io_slice(first.offset, first.length)?;
+            sum::ask_for_pages(first.pointer, first.length);
+        }
         for (index, slice) in slices.iter().enumerate() {
             let range = self.io_slice(slice.offset, slice.length)?;
             let next = slices.get(index + 1).map(|next| self.io_slice(next.offset, next.length)).transpose()?;
-            let next = next.map_or(ptr::null(), |next| next.pointer.cast_const());
+            let next = next.map_or(ptr::null(), |next| {
+                sum::ask_for_pages(next.pointer, next.length);
+                next.pointer.cast_const()
+            });
             // SAFETY: the range is inside the live mapping, which `self` keeps for the length of this call. Another
             // process or thread may write it meanwhile: then the sum is one of mixed bytes, see `copy_from`.
             sum = unsafe { sum::crc32c(sum, range.pointer, range.length, next) };

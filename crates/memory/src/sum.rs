@@ -8,6 +8,9 @@
 //! All ways give the same number; which one runs is found at run time. Programs that run under valgrind take the second,
 //! as valgrind shows them a CPU without AVX-512.
 
+#[cfg(target_arch = "x86_64")]
+use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+
 /// CRC-32C of `length` bytes at `source`, going on from `seed` (0 to begin, the last result to continue). `next` says
 /// where the sum will go on, null if that is not known: a hint, which is never read.
 ///
@@ -30,6 +33,24 @@ pub(crate) unsafe fn crc32c(seed: u32, source: *const u8, length: usize, next: *
     // value can lead it astray. The worst outcome is a wrong checksum: a mismatch, a miss.
     let bytes = unsafe { std::slice::from_raw_parts(source, length) };
     crc32c::crc32c_append(seed, bytes)
+}
+
+/// How much of a range [`ask_for_pages`] asks for. Chosen: what a loop over a longer range reads later, the CPU has
+/// found out about by itself.
+const PAGES_BYTES_MAX: usize = 64 << 10;
+
+/// Asks for one line of each page of a range that is summed soon, so that the translation of its addresses is there when
+/// the sum comes to them. A hint: it never faults, and no byte is read. Scattered blocks of 16 KiB are summed 17 % faster
+/// from memory by it (docs/adr/0014).
+#[inline]
+pub(crate) fn ask_for_pages(range: *const u8, length: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for page in (0..length.min(PAGES_BYTES_MAX)).step_by(4096) {
+        // SAFETY: every x86-64 CPU has SSE; any address may be named.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(range.wrapping_add(page).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (range, length);
 }
 
 #[cfg(test)]
