@@ -1,6 +1,7 @@
 //! Real daemons, real sockets, stand-in engines: what must hold between two nodes, without vLLM.
 
 mod admin;
+mod bits;
 mod churn;
 mod client;
 mod congestion;
@@ -21,5 +22,6 @@ mod support;
 mod tickets;
 mod tiers;
 mod tls;
+mod torture;
 mod uring;
 mod wire;

@@ -8,19 +8,19 @@ use crate::support::engine::{EngineOptions, client};
 use crate::support::{Daemon, DaemonOptions, Shape, StandInEngine, wait};
 
 /// A daemon with host memory that outlives it.
-struct Node {
+pub(crate) struct Node {
     memory: tempfile::TempDir,
     /// Where its disk tier is, if it has one.
     disk: tempfile::TempDir,
-    daemon: Daemon,
+    pub(crate) daemon: Daemon,
 }
 
 impl Node {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(false)
     }
 
-    fn start_with(has_disk: bool) -> Self {
+    pub(crate) fn start_with(has_disk: bool) -> Self {
         let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
         // On the file system of the build: not every temporary folder is on one that takes O_DIRECT.
         let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder on a disk");
@@ -32,7 +32,17 @@ impl Node {
         Self { memory, disk, daemon }
     }
 
-    fn wait_on_disk(&self, blocks: u64) {
+    /// The file that is its host memory.
+    pub(crate) fn arena(&self) -> PathBuf {
+        arena(self.memory.path())
+    }
+
+    /// The directory of its disk tier.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.disk.path().join("store")
+    }
+
+    pub(crate) fn wait_on_disk(&self, blocks: u64) {
         wait(
             || format!("{blocks} blocks on the disk: {}", self.status()["tiers"]),
             || (self.status()["tiers"]["disk"]["blocks"].as_u64() >= Some(blocks)).then_some(()),

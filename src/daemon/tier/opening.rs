@@ -41,6 +41,9 @@ pub(crate) fn open(
         path = %host.path.display(), bytes = host.bytes, blocks = recovery.blocks,
         unfinished = recovery.unfinished, damaged = recovery.damaged, "host tier is open: {found}"
     );
+    if recovery.damaged > 0 {
+        tracing::warn!(records = recovery.damaged, "records in host memory are damaged: their places are room");
+    }
     let known_max = (host.bytes / SLOT_BYTES_MIN).saturating_mul(KNOWN_PER_STORED).min(KNOWN_MAX);
     let limits = CacheLimits {
         known_max: usize::try_from(known_max)?,
@@ -64,6 +67,12 @@ fn open_disk(disk: &DiskTier, now: Time) -> Result<Cache<Shelf>> {
     let path = disk.path.display();
     let (shelf, recovery) = Shelf::open(&disk.path, disk.limits).context("open tier.disk")?;
     tracing::info!(%path, blocks = recovery.blocks, ?recovery, "disk tier is open");
+    if recovery.damaged_records > 0 || !recovery.damaged_files.is_empty() {
+        tracing::warn!(
+            %path, records = recovery.damaged_records, files = ?recovery.damaged_files,
+            "records on the disk are damaged: their places are room; damaged files are left where they are"
+        );
+    }
     if let Some(reason) = shelf.read_only() {
         tracing::warn!(%path, "the disk tier is only read from: {reason}");
     }

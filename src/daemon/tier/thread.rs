@@ -289,7 +289,7 @@ impl TierThread {
     fn observe(&self) {
         let host = self.tiers.host();
         let (claims, loads, stores) = self.tiers.open();
-        *self.inventory.lock().unwrap_or_else(PoisonError::into_inner) = Inventory {
+        let now = Inventory {
             blocks: host.blocks(),
             evicted: host.evicted(),
             damaged: host.damaged_blocks(),
@@ -309,5 +309,18 @@ impl TierThread {
                 }
             }),
         };
+        let mut inventory = self.inventory.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *inventory, now);
+        drop(inventory);
+        tell_damaged("host", before.damaged, now.damaged);
+        let on_disk = |inventory: Inventory| inventory.disk.map_or(0, |disk| disk.damaged);
+        tell_damaged("disk", on_disk(before), on_disk(now));
+    }
+}
+
+/// Says once of each block that was damaged that it is gone: memory or a disk that does this does it again.
+fn tell_damaged(tier: &'static str, before: u64, now: u64) {
+    if now > before {
+        tracing::warn!(tier, blocks = now - before, since_start = now, "blocks were not what was stored, and are gone");
     }
 }

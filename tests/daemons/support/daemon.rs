@@ -73,7 +73,7 @@ impl Daemon {
     }
 
     pub(crate) fn start_with(options: &DaemonOptions) -> Self {
-        let directory = tempfile::tempdir().expect("create a directory");
+        let directory = directory();
         let config = format!(
             "node = \"test\"\n[attach]\ndirectory = {:?}\n{}\n[peer]\nlisten = \"{host}:0\"\n{}\n[admin]\nlisten = \"{host}:0\"\n[limits]\n{}\n{}\n",
             directory.path(),
@@ -89,23 +89,7 @@ impl Daemon {
     fn launch(directory: TempDir, config: String, level: &'static str, within: Vec<String>) -> Self {
         let file = directory.path().join("kvferry.toml");
         std::fs::write(&file, &config).expect("write the config");
-        let binary = env!("CARGO_BIN_EXE_kvferry").to_owned();
-        let mut words = within.clone();
-        words.extend([binary, "serve".to_owned(), "--config".to_owned(), file.display().to_string()]);
-        let mut child = Command::new(&words[0])
-            .args(&words[1..])
-            .env("KVFERRY_LOG", level)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start the daemon");
-        let stderr = child.stderr.take().expect("stderr");
-        let log = Log::default();
-        let lines = log.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                lines.0.lock().expect("log").push(line);
-            }
-        });
+        let (child, log) = spawn(&directory, level, &within);
         let ready = wait(|| format!("a daemon that is ready:\n{}", log.tail()), || log.find(" ready "));
         let address = |name: &str| {
             let word = ready.split_whitespace().find_map(|word| word.strip_prefix(&format!("{name}=")));
@@ -123,8 +107,17 @@ impl Daemon {
             &format!("[peer]\nlisten = \"{}\"", self.peer),
             1,
         );
-        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().expect("create a directory"));
+        let directory = std::mem::replace(&mut self.directory, directory());
         *self = Self::launch(directory, config, self.level, std::mem::take(&mut self.within));
+    }
+
+    /// Kills it, starts another one in its place, and kills that after so long, wherever it is by then.
+    pub(crate) fn restart_and_kill(&mut self, after: Duration) {
+        self.kill();
+        self.log.check();
+        (self.child, self.log) = spawn(&self.directory, self.level, &self.within);
+        std::thread::sleep(after);
+        self.kill();
     }
 
     pub(crate) fn kill(&mut self) {
@@ -179,6 +172,13 @@ impl Daemon {
     /// Waits for a line of its log.
     pub(crate) fn wait_log(&self, words: &str) -> String {
         wait(|| format!("{words:?} in the log:\n{}", self.log.tail()), || self.log.find(words))
+    }
+
+    /// Waits until so many lines of its log hold these words, and not one more.
+    pub(crate) fn wait_log_count(&self, words: &str, count: usize) {
+        let so_far = || self.log_count(words);
+        wait(|| format!("{count} times {words:?} in the log, of {}", so_far()), || (so_far() >= count).then_some(()));
+        assert_eq!(so_far(), count, "{words:?} in the log");
     }
 
     /// Processor time so far, in the kernel's ticks.
@@ -237,6 +237,38 @@ impl Daemon {
     }
 }
 
+/// By its name `tests/run` finds it, should this process be killed.
+fn directory() -> TempDir {
+    let prefix = format!("kvferry-test-{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempdir().expect("create a directory")
+}
+
+/// Starts the binary with the config in this directory; every line that it writes is kept.
+fn spawn(directory: &TempDir, level: &str, within: &[String]) -> (Child, Log) {
+    let file = directory.path().join("kvferry.toml");
+    let binary = env!("CARGO_BIN_EXE_kvferry").to_owned();
+    let words: Vec<String> = within
+        .iter()
+        .cloned()
+        .chain([binary, "serve".to_owned(), "--config".to_owned(), file.display().to_string()])
+        .collect();
+    let mut child = Command::new(&words[0])
+        .args(&words[1..])
+        .env("KVFERRY_LOG", level)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("start the daemon");
+    let stderr = child.stderr.take().expect("stderr");
+    let log = Log::default();
+    let lines = log.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            lines.0.lock().expect("log").push(line);
+        }
+    });
+    (child, log)
+}
+
 fn is_quiet(status: &Value) -> bool {
     ["/leases", "/transfers/reading", "/transfers/serving"]
         .iter()
@@ -252,6 +284,14 @@ impl Log {
         self.0.lock().expect("log").iter().skip(from).find(|line| line.contains(words)).cloned()
     }
 
+    /// A daemon that has panicked or logged an error fails the test.
+    fn check(&self) {
+        // The last: a colour code, in a log that is no terminal.
+        for words in [" ERROR ", "panicked at", "\u{1b}"] {
+            assert_eq!(self.find(words), None, "a daemon must not say so:\n{}", self.tail());
+        }
+    }
+
     fn tail(&self) -> String {
         let lines = self.0.lock().expect("log");
         lines[lines.len().saturating_sub(60)..].join("\n")
@@ -265,9 +305,6 @@ impl Drop for Daemon {
             eprintln!("--- log of the daemon at {}\n{}", self.peer, self.log.tail());
             return;
         }
-        // The last: a colour code, in a log that is no terminal.
-        for words in [" ERROR ", "panicked at", "\u{1b}"] {
-            assert_eq!(self.log.find(words), None, "the daemon at {} must not say so", self.peer);
-        }
+        self.log.check();
     }
 }

@@ -142,6 +142,12 @@ impl StandInEngine {
         ));
     }
 
+    /// Waits until both connections have seen that their daemon is gone.
+    pub(crate) fn wait_gone(&self) {
+        let is_gone = || !self.worker.is_connected() && !self.scheduler.is_connected();
+        wait(|| format!("{} to be alone", self.name), || is_gone().then_some(()));
+    }
+
     /// Fills every byte from `seed`, differently in each block and layer.
     pub(crate) fn fill(&self, seed: u8) {
         self.region.write(0, &noise(u64::from(seed), self.shape.bytes())).expect("write");
@@ -152,6 +158,14 @@ impl StandInEngine {
         let bytes = noise(seed, self.shape.page());
         for offset in self.pages(block) {
             self.region.write(offset, &bytes).expect("inside the region");
+        }
+    }
+
+    /// Gives a block these bytes, layer after layer.
+    pub(crate) fn write_block(&self, block: u32, bytes: &[u8]) {
+        let page = usize::try_from(self.shape.page()).expect("fits");
+        for (page, offset) in bytes.chunks(page).zip(self.pages(block)) {
+            self.region.write(offset, page).expect("inside the region");
         }
     }
 
