@@ -3,6 +3,7 @@
 #   make demo        two daemons, two vLLM engines, one prompt: prefill there, decode here, every block verified
 #   make test        everything, ending with one line `N passed, N failed`
 #   make check       format, lints and unit tests, for use while writing
+#   make torture     10,000 kill -9 of daemons under load, and of each store; a day of requests: an hour (KILLS=1000: 7 min)
 #   make bench-peers KVFerry beside NIXL, Mooncake, iperf3 and raw sockets, in under 30 minutes: benches/RESULTS.md
 #                    (shorter while developing: ROUNDS=1 ONLY=lo,copy PEERS=nixl-tcp,iperf3)
 #   make bench-tiers KVFerry's host memory and disk beside memcpy, fio, Mooncake, LMCache, Redis; first token in vLLM
@@ -11,7 +12,7 @@
 #
 # Each installs what it lacks (under target/, and Debian packages where it runs as root) and nothing twice.
 
-.PHONY: bench-peers bench-tiers bench-vllm check demo help setup test
+.PHONY: bench-peers bench-tiers bench-vllm check demo help setup test torture
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -28,6 +29,11 @@ test:
 
 check:
 	@python3 tests/run check
+
+# TRACE=FILE, an hour of requests as `kvferry cache replay` takes it, in place of a made-up one; SEED=N makes the same
+# choices again.
+torture:
+	@KVFERRY_KILLS="$(KILLS)" KVFERRY_TRACE="$(TRACE)" KVFERRY_TEST_SEED="$(SEED)" python3 tests/run torture
 
 bench-vllm: setup
 	@python3 tests/setup nixl
