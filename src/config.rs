@@ -188,6 +188,7 @@ impl Config {
             plaintext_beyond_loopback,
         } = peer;
         let ring_spins = attach.ring_spin_us > 0;
+        let (tier_host, tier_disk) = tier.check()?;
         let config = Self {
             node: node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned()),
             attach_ring: attach.ring()?,
@@ -223,13 +224,9 @@ impl Config {
             }),
             admin_listen: admin.listen,
             limits: limits.check(ring_spins)?,
-            tier_host: tier.host.map(raw::Host::check).transpose()?,
-            tier_disk: tier.disk.map(raw::Disk::check).transpose()?,
+            tier_host,
+            tier_disk,
         };
-        ensure!(
-            config.tier_disk.is_none() || config.tier_host.is_some(),
-            "[tier.disk] needs [tier.host]: blocks go to the disk by way of host memory"
-        );
         ensure!((1..=64).contains(&config.node.len()), "node: a name of 1 to 64 bytes");
         ensure!((1..=16).contains(&config.peer_streams), "peer.streams: 1 to 16");
         ensure!(

@@ -248,13 +248,12 @@ class SchedulerClient(Client, Protocol):
         """Tells the holder of a ticket's lease that nobody will come for it. Fire and forget."""
         ...
 
-    def lookup(self, request_id: str, groups: Sequence[Sequence[bytes]], tenant: bytes) -> int:
+    def lookup(self, request_id: str, groups: Sequence[Sequence[bytes]]) -> int:
         """Asks what the local tiers hold of a prompt, and returns the key of the ``Found`` that will follow.
 
         ``groups`` holds the hashes of the prompt's full blocks in each transferred group, in order from the first.
-        ``tenant``, at most 32 bytes, is whose they are. Two tenants have no hash in common, since the first block's has
-        the cache salt in it, so a daemon need not be told. What was found is kept from eviction, as a claim under the
-        key, until all ranks have loaded, ``forget``, or the daemon's time limit.
+        What was found is kept from eviction, as a claim under the key, until all ranks have loaded, ``forget``, or the
+        daemon's time limit. Whose request it is does not matter: a block's hash has the cache salt in it.
         """
         ...
 
@@ -292,7 +291,10 @@ class WorkerClient(Client, Protocol):
         ...
 
     def store(self, request_id: str, groups: Sequence[TierStore], tenant: bytes) -> int:
-        """Asks to copy blocks into the local tiers, and returns the key of the ``Copied`` that will follow."""
+        """Asks to copy blocks into the local tiers, and returns the key of the ``Copied`` that will follow.
+
+        ``tenant``, at most 64 bytes, is whose quota they count against; empty: nobody's in particular.
+        """
         ...
 
     def commit(self, key: int) -> None:

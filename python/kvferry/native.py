@@ -81,8 +81,7 @@ class _NativeClient:
     def relinquish(self, ticket: str) -> None:
         self._client.relinquish(ticket)
 
-    def lookup(self, request_id: str, groups: Sequence[Sequence[bytes]], tenant: bytes) -> int:
-        # Chains of two tenants have no block in common: the first one's hash has the salt in it.
+    def lookup(self, request_id: str, groups: Sequence[Sequence[bytes]]) -> int:
         return int(self._client.lookup(request_id, groups))
 
     def forget(self, key: int) -> None:

@@ -79,10 +79,10 @@ class FakeClient:
         self.keys += 1
         return self.keys - 1
 
-    def lookup(self, request_id, groups, tenant):
+    def lookup(self, request_id, groups):
         self._raise("lookup")
         key = self._key()
-        self.lookups[key] = (request_id, [list(group) for group in groups], tenant)
+        self.lookups[key] = (request_id, [list(group) for group in groups])
         if self.tiers is None:
             self.found(key, failure=NO_TIER)
         return key

@@ -109,9 +109,9 @@ class _Loopback:
         self.daemon.keys += 1
         return self.daemon.keys
 
-    def lookup(self, request_id, groups, tenant):
+    def lookup(self, request_id, groups):
         key = self._key()
-        self.daemon.tier.lookup(key, request_id, groups, tenant)
+        self.daemon.tier.lookup(key, request_id, groups)
         return key
 
     def forget(self, key):

@@ -8,11 +8,13 @@ class LoopbackTier:
         self.daemon = daemon
         # Without it the daemon has no tiers.
         self.is_there = False
-        # By tenant, group and hash: the pages of a block.
+        # By group and hash: the pages of a block.
         self.kept, self.copied = {}, {}
         # Answers of lookups that wait; what becomes of loads: None, or the word of a failure.
         self.is_slow, self.failure = False, None
         self.late, self.lookups, self.loaded, self.forgotten = [], [], [], []
+        # Of each store.
+        self.tenants = []
 
     def pages(self, group, block_id):
         for span in self.daemon.spec.layout.groups[group]:
@@ -21,21 +23,20 @@ class LoopbackTier:
                 start = span.offset + layer * span.layer_stride + block_id * span.block_stride
                 yield slice(start, start + length)
 
-    def lookup(self, key, request_id, groups, tenant):
+    def lookup(self, key, request_id, groups):
         held = tuple(
-            next((n for n, name in enumerate(hashes) if (tenant, index, name) not in self.kept), len(hashes))
+            next((n for n, name in enumerate(hashes) if (index, name) not in self.kept), len(hashes))
             for index, hashes in enumerate(groups)
         )
-        self.lookups.append((request_id, tenant, held))
+        self.lookups.append((request_id, held))
         failure = None if self.is_there else NO_TIER
         answer = Found(key, request_id, held, (0,) * len(held), failure)
         (self.late if self.is_slow else self.daemon.scheduler_events).append(answer)
-        self.tenants = {**getattr(self, "tenants", {}), key: tenant}
 
     def load(self, key, request_id, claim, groups):
         for index, group in enumerate(groups):
             for name, block_id in zip(group.hashes, group.blocks, strict=True):
-                copy = self.kept[self.tenants[claim], index, name]
+                copy = self.kept[index, name]
                 for page, content in zip(self.pages(index, block_id), copy, strict=True):
                     # A failure leaves something behind, as a broken write would.
                     self.daemon.memory[page] = content if self.failure is None else bytes(len(content))
@@ -43,8 +44,9 @@ class LoopbackTier:
         self.daemon.worker_events.append(Loaded(key, request_id, self.failure, 0, 0, 0))
 
     def store(self, key, request_id, groups, tenant):
+        self.tenants.append(tenant)
         self.copied[key] = {
-            (tenant, index, name): [self.daemon.memory[page] for page in self.pages(index, block_id)]
+            (index, name): [self.daemon.memory[page] for page in self.pages(index, block_id)]
             for index, group in enumerate(groups)
             for name, block_id in zip(group.hashes, group.blocks, strict=True)
         }
@@ -53,10 +55,10 @@ class LoopbackTier:
     def commit(self, key):
         copied = self.copied.pop(key, {})
         self.kept.update(copied)
-        self.daemon.scheduler_events.append(TierChanged("host", tuple(name[1:] for name in copied), ()))
+        self.daemon.scheduler_events.append(TierChanged("host", tuple(copied), ()))
 
     def clear(self):
-        removed = tuple(name[1:] for name in self.kept)
+        removed = tuple(self.kept)
         self.kept.clear()
         self.copied.clear()
         self.daemon.scheduler_events.append(TierChanged("host", (), removed))

@@ -20,7 +20,7 @@ class Tier:
     def __init__(self, node, world):
         self.node, self.world = node, world
         self.exists = world.rng.random() < 0.85
-        # By tenant, group and hash: each rank's content.
+        # By group and hash: each rank's content.
         self.entries = {}
         # By key: the entries that a load may read.
         self.claims = {}
@@ -45,7 +45,7 @@ class Tier:
     def evict(self, name):
         if not any(name in claim for claim in self.claims.values()):
             del self.entries[name]
-            self.tell((), (name[1:],))
+            self.tell((), (name,))
 
     def tell(self, stored, removed):
         for client in self.node.clients:
@@ -60,7 +60,7 @@ class Tier:
             check(group_id == group.group_id, "a block of another group was vouched for")
             check(len(tokens) == (position + 1) * group.block_size, "half a block was vouched for")
             check(hash_of(tokens, store.salt) == block_hash, "a block was vouched for that was overwritten")
-            entry = self.entries.setdefault((store.tenant, group_index, block_hash), {})
+            entry = self.entries.setdefault((group_index, block_hash), {})
             entry[client.rank] = content
             if len(entry) == client.engine.ranks:
                 self.tell(((group_index, block_hash),), ())
@@ -84,8 +84,8 @@ class Tier:
 
 
 class Lookup:
-    def __init__(self, client, key, request_id, groups, tenant):
-        self.client, self.key, self.request_id, self.groups, self.tenant = client, key, request_id, groups, tenant
+    def __init__(self, client, key, request_id, groups):
+        self.client, self.key, self.request_id, self.groups = client, key, request_id, groups
         self.weights = client.engine.weights
 
     def fail(self, failure):
@@ -101,7 +101,7 @@ class Lookup:
             return
         held, claim = [], set()
         for index, hashes in enumerate(self.groups):
-            names = [(self.tenant, index, block_hash) for block_hash in hashes]
+            names = [(index, block_hash) for block_hash in hashes]
             count = next((n for n, name in enumerate(names) if not tier.is_whole(self.client.engine, name)), len(names))
             held.append(count)
             claim.update(names[:count])
@@ -116,7 +116,7 @@ class Lookup:
 
 class Store:
     def __init__(self, client, key, request_id, groups, tenant):
-        self.client, self.key, self.request_id, self.tenant = client, key, request_id, tenant
+        self.client, self.key, self.request_id = client, key, request_id
         self.salt = "salt" if tenant else None
         self.left = [
             (index, block_hash, block_id)
@@ -160,9 +160,8 @@ class Store:
 class Load:
     def __init__(self, client, key, request_id, claim, groups, tier):
         self.client, self.key, self.request_id, self.claim, self.tier = client, key, request_id, claim, tier
-        tenant = tenant_in(tier, claim)
         self.pairs = [
-            ((tenant, index, block_hash), target)
+            ((index, block_hash), target)
             for index, group in enumerate(groups)
             for block_hash, target in zip(group.hashes, group.blocks, strict=True)
         ]
@@ -198,15 +197,11 @@ class Load:
             tier.loads.remove(self)
 
 
-def tenant_in(tier, claim):
-    return next((name[0] for name in tier.claims.get(claim, ())), b"")
-
-
 class TierCalls:
     """The part of a client of sim_world.py that concerns tiers."""
 
-    def lookup(self, request_id, groups, tenant):
-        lookup = Lookup(self, self.world.number(), request_id, groups, tenant)
+    def lookup(self, request_id, groups):
+        lookup = Lookup(self, self.world.number(), request_id, groups)
         if not self.node.up:
             lookup.fail(DAEMON_GONE)
         elif self.world.rng.random() >= self.world.faults * 0.01:

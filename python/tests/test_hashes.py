@@ -36,3 +36,11 @@ def test_names_that_do_not_last_are_no_names(monkeypatch):
     assert "PYTHONHASHSEED" in hashes.why_no_hashes(xxhash)
     monkeypatch.setenv("PYTHONHASHSEED", "0")
     assert hashes.why_no_hashes(xxhash) is None
+
+
+def test_the_name_of_a_tenant():
+    # As the daemon's config has it: `tenants_have_quotas_of_their_own` in src/config/tests.rs.
+    digest = "35a6220627021916836455d5c9338dce1877519050945a78883db8d8b810bac6"
+    assert hashes.tenant_named("team a") == bytes.fromhex(digest)
+    assert hashes.tenant_named("") == b""
+    assert len(hashes.tenant_named("\udc80")) == 32, "a salt that is no text"

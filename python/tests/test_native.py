@@ -46,7 +46,7 @@ def test_events(monkeypatch):
 
 def test_calls(monkeypatch):
     made = client(monkeypatch, native.start_scheduler)
-    assert made.lookup("r", [[b"a"]], b"t") == 7
+    assert made.lookup("r", [[b"a"]]) == 7
     made.forget(7)
     made.clear()
     assert made.load("r", 7, [TierBlocks((b"a",), (5,))], 9) == 7

@@ -7,6 +7,8 @@ from fake_request import Status, blocks
 from scheduler_rig import HYBRID
 from tier_rig import DAEMON_NAMES, Rig, admitted, named, output
 
+from kvferry.vllm.hashes import tenant_named
+
 
 def test_whole_blocks_are_stored_as_they_complete():
     rig, new = Rig(), named(50)
@@ -22,6 +24,16 @@ def test_whole_blocks_are_stored_as_they_complete():
     new.block_hashes = DAEMON_NAMES[:4]
     (order,) = rig.step(output({"r": 64}, {"r": 1}, tables)).stores
     assert order.groups[0].blocks == (14,)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "salt", "name"), [("", None, ""), ("team", None, "team"), ("", "x", "x"), ("team", "x", "x")]
+)
+def test_blocks_count_against_the_salt_or_the_namespace(namespace, salt, name):
+    rig, new = Rig(namespace=namespace), named(32, cache_salt=salt)
+    admitted(rig, new, 0)
+    (order,) = rig.step(output({"r": 0}, {"r": 32}, {"r": ([11, 12],)}, new=["r"])).stores
+    assert order.tenant == tenant_named(name)
 
 
 def test_what_is_held_is_not_stored_again():

@@ -355,7 +355,7 @@ def test_half_of_the_slots_are_left_to_loads(rig):
 @pytest.mark.parametrize(("held", "parent"), [(1, b"\x01"), (0, b"")])
 def test_a_parent_that_is_not_known_is_asked_for(rig, held, parent):
     rig.store(1, 2)
-    ((_, groups, _),) = rig.client.lookups.values()
+    ((_, groups),) = rig.client.lookups.values()
     assert (groups, rig.stored()) == ([[key(1)[:32]]], [])
     rig.found(held)
     rig.step()

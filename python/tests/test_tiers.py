@@ -16,7 +16,7 @@ from kvferry.vllm.metadata import ClearedReport
 def test_what_is_held_is_loaded_and_nothing_is_waited_for():
     rig, new = Rig(), named()
     assert rig.matched(new, 4) == (64, True)
-    assert rig.client.lookups == {100: ("r", [DAEMON_NAMES[:6]], b"")}
+    assert rig.client.lookups == {100: ("r", [DAEMON_NAMES[:6]])}
     assert rig.ask(new) == (64, True)
     rig.side.update_state_after_alloc(new, blocks([11, 12, 13, 14]), 64)
     assert rig.side.hits == (64, 0, 0)
@@ -172,15 +172,6 @@ def test_an_end_before_the_order_left_gives_the_claim_back():
     rig.side.request_finished(new, ([11, 12, 13, 14],))
     assert rig.client.forgotten == [100]
     assert rig.step().lost == ["r"]
-
-
-def test_the_salt_is_the_tenant():
-    rig = Rig()
-    rig.ask(named(request_id="a", cache_salt="x"))
-    rig.ask(named(request_id="b", cache_salt="y"))
-    tenants = [tenant for _, _, tenant in rig.client.lookups.values()]
-    assert len(set(tenants)) == 2
-    assert {len(tenant) for tenant in tenants} == {32}
 
 
 def test_every_group_has_to_hold_the_prefix():

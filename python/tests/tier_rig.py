@@ -42,10 +42,10 @@ NOTHING = output({}, {}, {})
 
 
 class Rig(PlainRig):
-    def __init__(self, groups=ONE, hash_block_size=16):
+    def __init__(self, groups=ONE, hash_block_size=16, namespace=""):
         super().__init__(groups)
         self.client.tiers = True
-        settings = Settings()
+        settings = Settings(namespace=namespace)
         self.side = SchedulerSide(settings, self.client, groups, ENGINE, self.clock, hash_block_size, True)
 
     def ask(self, of, local=0):

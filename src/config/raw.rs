@@ -1,5 +1,6 @@
 //! The config file as it is written.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -21,6 +22,14 @@ pub(super) struct RawConfig {
 pub(super) struct Tier {
     pub(super) host: Option<Host>,
     pub(super) disk: Option<Disk>,
+    pub(super) tenants: BTreeMap<String, Tenant>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Tenant {
+    pub(super) host_mib_max: Option<u64>,
+    pub(super) disk_mib_max: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -133,3 +133,29 @@ fn a_host_tier_needs_its_size_and_nothing_else() {
         assert!(refusal(text).contains(word), "{text}: {}", refusal(text));
     }
 }
+
+#[test]
+fn tenants_have_quotas_of_their_own() {
+    let tiers = "[tier.host]\nmib = 100\n[tier.disk]\nmib = 1000\npath = \"/disk\"\n";
+    let text = format!(
+        "{tiers}[tier.tenants.\"team a\"]\nhost_mib_max = 10\n[tier.tenants.b]\nhost_mib_max = 0\ndisk_mib_max = 7"
+    );
+    let config = Config::parse(&text).expect("accepted");
+    let (host, disk) = (config.tier_host.expect("a tier"), config.tier_disk.expect("a tier"));
+    // FNV-1a of the name's SHA-256, which is what engines send: `test_the_name_of_a_tenant` has the same.
+    let (team_a, b) = (kvferry_tier::Tenant(0x266c_385d_569f_d0df), host.tenants[0].0);
+    assert_eq!(host.tenants, [(b, 0), (team_a, 10 << 20)]);
+    assert_eq!(disk.tenants, [(b, 7 << 20)]);
+    for (text, word) in [
+        ("[tier.tenants.a]\nhost_mib_max = 1".to_owned(), "there is no [tier.host]"),
+        ("[tier.host]\nmib = 100\n[tier.tenants.a]\ndisk_mib_max = 1".to_owned(), "there is no [tier.disk]"),
+        (format!("{tiers}[tier.tenants.a]\nhost_mib_max = 101"), "host_mib_max = 101 is more than tier.host.mib = 100"),
+        (format!("{tiers}[tier.tenants.a]\ndisk_mib_max = 1001"), "more than tier.disk.mib = 1000"),
+        (format!("{tiers}[tier.tenants.a]\n"), "set host_mib_max, disk_mib_max or both"),
+        (format!("{tiers}[tier.tenants.\"\"]\nhost_mib_max = 1"), "cache_salt"),
+        (format!("{tiers}[tier.tenants.a]\nmib = 1"), "unknown field `mib`"),
+        (format!("{tiers}[tier.tenants.a]\nhost_mib_max = -1"), "host_mib_max"),
+    ] {
+        assert!(refusal(&text).contains(word), "{text}: {}", refusal(&text));
+    }
+}

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
+use kvferry_tier::Tenant;
 use kvferry_tier::disk::Limits;
 use kvferry_transport::COPY_THREADS_MAX;
+use sha2::{Digest as _, Sha256};
 
 use super::{COPY_THREADS_DEFAULT_MAX, Config, raw};
 
@@ -25,6 +27,8 @@ const FILES_MAX_DEFAULT: u64 = 1024;
 const FILES_MAX: u64 = 4096;
 /// What other programs of the node are left with.
 const FREE_MIB_DEFAULT: u64 = 1024;
+/// Tenants with a quota of their own.
+const TENANTS_MAX: usize = 4096;
 /// Writes that may fail one after the other before the disk is taken for broken.
 const WRITE_ERRORS_MAX: u32 = 8;
 
@@ -36,8 +40,10 @@ pub(crate) struct HostTier {
     pub(crate) bytes: u64,
     /// The largest block that it takes.
     pub(crate) block_bytes_max: u64,
-    /// Of one tenant's blocks.
+    /// Of one tenant's blocks, but for those who have a quota of their own.
     pub(crate) tenant_bytes_max: u64,
+    /// Quotas of their own.
+    pub(crate) tenants: Vec<(Tenant, u64)>,
     /// How long blocks that were found stay for who does not load them.
     pub(crate) claim_max: Duration,
     pub(crate) copy_threads: usize,
@@ -48,8 +54,10 @@ pub(crate) struct HostTier {
 pub(crate) struct DiskTier {
     pub(crate) path: PathBuf,
     pub(crate) limits: Limits,
-    /// Of one tenant's blocks.
+    /// Of one tenant's blocks, but for those who have a quota of their own.
     pub(crate) tenant_bytes_max: u64,
+    /// Quotas of their own.
+    pub(crate) tenants: Vec<(Tenant, u64)>,
 }
 
 impl Config {
@@ -57,6 +65,57 @@ impl Config {
     pub(crate) const fn tier_works_max(&self) -> usize {
         self.limits.transfers_max * TIER_WORKS_PER_TRANSFER
     }
+}
+
+impl raw::Tier {
+    /// In bytes, and inside of limits: host memory, and the disk.
+    pub(super) fn check(self) -> Result<(Option<HostTier>, Option<DiskTier>)> {
+        let Self { host, disk, tenants } = self;
+        let mut host = host.map(raw::Host::check).transpose()?;
+        let mut disk = disk.map(raw::Disk::check).transpose()?;
+        ensure!(
+            disk.is_none() || host.is_some(),
+            "[tier.disk] needs [tier.host]: blocks go to the disk by way of host memory"
+        );
+        ensure!(tenants.len() <= TENANTS_MAX, "tier.tenants: {} of them, {TENANTS_MAX} at most", tenants.len());
+        for (name, raw::Tenant { host_mib_max, disk_mib_max }) in tenants {
+            let table = format!("[tier.tenants.{name:?}]");
+            ensure!(
+                !name.is_empty(),
+                "{table}: a tenant is named by the `cache_salt` of its requests, or by the `namespace` that its engines \
+                 are given; what has neither counts against nobody in particular, up to tenant_mib_max"
+            );
+            ensure!(
+                host_mib_max.is_some() || disk_mib_max.is_some(),
+                "{table}: set host_mib_max, disk_mib_max or both; without a table of its own a tenant has tenant_mib_max"
+            );
+            if let Some(mib) = host_mib_max {
+                let Some(host) = &mut host else {
+                    bail!("{table}: host_mib_max is a part of tier.host.mib, and there is no [tier.host]")
+                };
+                host.tenants.push((tenant(&name), part(&table, ("host", mib), host.bytes)?));
+            }
+            if let Some(mib) = disk_mib_max {
+                let Some(disk) = &mut disk else {
+                    bail!("{table}: disk_mib_max is a part of tier.disk.mib, and there is no [tier.disk]")
+                };
+                disk.tenants.push((tenant(&name), part(&table, ("disk", mib), disk.limits.bytes_max)?));
+            }
+        }
+        Ok((host, disk))
+    }
+}
+
+/// As engines name it: `tenant_named` in `python/kvferry/vllm/hashes.py`.
+fn tenant(name: &str) -> Tenant {
+    Tenant::named(&Sha256::digest(name))
+}
+
+/// Of one tier, in bytes; 0: nothing is kept.
+fn part(table: &str, (tier, mib): (&str, u64), bytes: u64) -> Result<u64> {
+    let all = bytes / MIB;
+    ensure!(mib <= all, "{table}: {tier}_mib_max = {mib} is more than tier.{tier}.mib = {all}");
+    Ok(mib * MIB)
 }
 
 impl raw::Host {
@@ -84,6 +143,7 @@ impl raw::Host {
                 600_000,
             )?),
             copy_threads,
+            tenants: Vec::new(),
         })
     }
 }
@@ -112,6 +172,6 @@ impl raw::Disk {
             write_errors_max: WRITE_ERRORS_MAX,
         };
         let tenant_bytes_max = within("tenant_mib_max", tenant_mib_max.unwrap_or(mib), 1, MIB_MAX)? * MIB;
-        Ok(DiskTier { path, limits, tenant_bytes_max })
+        Ok(DiskTier { path, limits, tenant_bytes_max, tenants: Vec::new() })
     }
 }

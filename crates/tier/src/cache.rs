@@ -5,20 +5,21 @@
 //! admit(block)   -> room for it, taken from what is worth less -> Filling -> seal
 //! ```
 //!
+//! What takes long is done in pieces, or handed out ([`Cache::clear_piece`], [`Cache::catch_up`], [`Cache::poll_fit`]).
+//!
 //! Limits: the store's; [`CacheLimits::known_max`] blocks are remembered; a tenant has its quota. A class takes room from its own blocks; where
 //! none of them is among those looked at, because they are few, it takes the emptiest part of another's. What is held stays
 //! ([`Store::pin`]). Failure: a block whose record or bytes are not what they were is a miss, counted, and gone.
 
-use std::collections::HashMap;
-
-use foldhash::fast::RandomState;
 use kvferry_core::{Fingerprint, Time};
 use thiserror::Error;
 
 use crate::eviction::{BlockNumber, Eviction, Settings};
+use crate::spread::Spread;
 use crate::store::{BlockHash, ClassId, Found, Refused, Reserved as _, Store, Tenant};
 use crate::tenants::Tenants;
 
+mod pieces;
 mod room;
 
 use self::room::Newest;
@@ -33,7 +34,7 @@ const VICTIMS_MAX: usize = 1 << 16;
 pub struct Cache<S> {
     store: S,
     eviction: Eviction,
-    numbers: HashMap<Name, BlockNumber, RandomState>,
+    numbers: Spread<Name, BlockNumber>,
     /// By number.
     names: Vec<Option<Name>>,
     free: Vec<BlockNumber>,
@@ -62,7 +63,7 @@ pub struct Change {
 pub struct CacheLimits {
     /// Blocks that are remembered, stored or not.
     pub known_max: usize,
-    /// Bytes of blocks of one tenant, unless [`Cache::set_quota`] says otherwise.
+    /// Bytes of blocks of one tenant, unless [`Cache::set_quotas`] says otherwise.
     pub tenant_bytes_max: u64,
     /// Of the random choice of blocks that are looked at.
     pub seed: u64,
@@ -74,6 +75,9 @@ pub enum NotAdmitted {
     /// It is there already.
     #[error("the block is there")]
     There,
+    /// A place for it is being made: ask again soon.
+    #[error("a place is being made")]
+    NotYet,
     /// The block before it is not: nobody could use it.
     #[error("the block before it is not there")]
     WithoutParent,
@@ -97,7 +101,7 @@ impl<S: Store> Cache<S> {
         let mut cache = Self {
             store,
             eviction: Eviction::new(settings),
-            numbers: HashMap::default(),
+            numbers: Spread::default(),
             names: Vec::new(),
             free: Vec::new(),
             tenants: Tenants::new(limits.tenant_bytes_max),
@@ -173,6 +177,13 @@ impl<S: Store> Cache<S> {
         self.tenants.owner(*self.numbers.get(&(class, *hash))?)
     }
 
+    /// The block that a stored one was stored behind, if there was one.
+    #[must_use]
+    pub fn parent(&self, class: ClassId, hash: &BlockHash) -> Option<BlockHash> {
+        let parent = self.eviction.parent(*self.numbers.get(&(class, *hash))?)?;
+        self.names[parent as usize].map(|(_, hash)| hash)
+    }
+
     /// Whether the block is more likely to be used again than not.
     #[must_use]
     pub fn is_likely(&self, class: ClassId, hash: &BlockHash) -> bool {
@@ -206,13 +217,6 @@ impl<S: Store> Cache<S> {
     #[must_use]
     pub fn held_by(&self, tenant: Tenant) -> u64 {
         self.tenants.held_by(tenant)
-    }
-
-    /// Bytes that this tenant may have from now on. What it has beyond goes now, but for what is held; that counts against
-    /// what it stores later.
-    pub fn set_quota(&mut self, now: Time, tenant: Tenant, bytes: u64) {
-        self.tenants.set_quota(tenant, bytes);
-        while self.held_by(tenant) > bytes && self.evict_of(now, tenant, Newest::NOBODY) {}
     }
 
     /// Blocks that are remembered.
@@ -331,6 +335,7 @@ impl<S: Store> Cache<S> {
                     return Err(NotAdmitted::WithoutParent);
                 }
                 Err(Refused::There) => return Err(NotAdmitted::There),
+                Err(Refused::NotYet) => return Err(NotAdmitted::NotYet),
                 Err(Refused::ReadOnly) => return Err(NotAdmitted::ReadOnly),
                 Err(Refused::Full | Refused::Class) => {}
             }
@@ -376,18 +381,6 @@ impl<S: Store> Cache<S> {
         // Somebody else may have brought it.
         if !self.store.contains(class, &hash) {
             self.lose(class, &hash);
-        }
-    }
-
-    /// Nothing of this class is found any more, but for what is held or still being filled.
-    pub fn clear(&mut self, class: ClassId) {
-        let of_class = |name: &&Name| name.0 == class;
-        let names: Vec<BlockHash> = self.numbers.keys().filter(of_class).map(|(_, hash)| *hash).collect();
-        for hash in names {
-            if self.store.remove(class, &hash) {
-                self.lose(class, &hash);
-                self.changed(class, hash, false);
-            }
         }
     }
 

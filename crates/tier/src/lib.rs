@@ -13,6 +13,7 @@ mod cache;
 pub mod disk;
 pub mod eviction;
 pub mod host;
+mod spread;
 pub mod store;
 #[cfg(test)]
 mod suite;

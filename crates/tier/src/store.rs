@@ -33,6 +33,17 @@ pub struct ClassId(pub(crate) u16);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Tenant(pub u64);
 
+impl Tenant {
+    /// The same number for the same name, also in another daemon's life, whose blocks carry it; nobody in particular has no
+    /// name.
+    #[must_use]
+    pub fn named(name: &[u8]) -> Self {
+        // FNV-1a: quotas need no secrecy, and two tenants of one number share a quota, not blocks.
+        let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        Self(if name.is_empty() { 0 } else { name.iter().fold(0xcbf2_9ce4_8422_2325, step) })
+    }
+}
+
 /// Blocks, found by what is in them.
 pub trait Store {
     /// A place that waits for a block's bytes. Whoever drops it leaves the place unused until the next start: seal it, or
@@ -140,6 +151,9 @@ pub enum Refused {
     /// No place of this class is free, and no room for all classes: blocks must go first.
     #[error("the store is full")]
     Full,
+    /// There will be a place soon, and nothing has to go for it: ask again when what the store has handed out is done.
+    #[error("a place is being made")]
+    NotYet,
     /// The store takes nothing any more, and says why itself; what it has can be read.
     #[error("the store can only be read")]
     ReadOnly,

@@ -6,12 +6,13 @@ use std::collections::hash_map::Entry;
 use foldhash::fast::RandomState;
 
 use crate::eviction::BlockNumber;
+use crate::spread::Spread;
 use crate::store::Tenant;
 
 /// Owners of stored blocks.
 pub(super) struct Tenants {
     /// By block: whose it is, and its bytes.
-    owners: HashMap<BlockNumber, (Tenant, u64), RandomState>,
+    owners: Spread<BlockNumber, (Tenant, u64)>,
     held: HashMap<Tenant, u64, RandomState>,
     quotas: HashMap<Tenant, u64>,
     /// Of those without a quota of their own.
@@ -21,7 +22,7 @@ pub(super) struct Tenants {
 impl Tenants {
     /// Nobody holds anything.
     pub(super) fn new(bytes_max: u64) -> Self {
-        Self { owners: HashMap::default(), held: HashMap::default(), quotas: HashMap::new(), bytes_max }
+        Self { owners: Spread::default(), held: HashMap::default(), quotas: HashMap::new(), bytes_max }
     }
 
     pub(super) fn set_quota(&mut self, tenant: Tenant, bytes: u64) {
@@ -30,6 +31,11 @@ impl Tenants {
 
     pub(super) fn quota(&self, tenant: Tenant) -> u64 {
         self.quotas.get(&tenant).copied().unwrap_or(self.bytes_max)
+    }
+
+    /// Those who hold more than they may.
+    pub(super) fn over(&self) -> Vec<Tenant> {
+        self.held.iter().filter(|&(tenant, held)| *held > self.quota(*tenant)).map(|(tenant, _)| *tenant).collect()
     }
 
     pub(super) fn held_by(&self, tenant: Tenant) -> u64 {
@@ -42,8 +48,7 @@ impl Tenants {
 
     /// The block takes room of this tenant's from now on; once, however often it is said.
     pub(super) fn count(&mut self, block: BlockNumber, tenant: Tenant, bytes: u64) {
-        if let Entry::Vacant(vacant) = self.owners.entry(block) {
-            vacant.insert((tenant, bytes));
+        if self.owners.insert(block, (tenant, bytes)) {
             *self.held.entry(tenant).or_default() += bytes;
         }
     }

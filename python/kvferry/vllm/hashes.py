@@ -47,10 +47,18 @@ def as_vllm(name: bytes, length: int) -> bytes:
     return name[:length]
 
 
-def tenant_of(request: Any) -> bytes:
-    """Who may find this request's blocks. The salt is in the hashes too; the daemon need not trust those alone."""
-    salt = getattr(request, "cache_salt", None)
-    return hashlib.sha256(str(salt).encode()).digest() if salt else b""
+def tenant_named(name: str) -> bytes:
+    """A tenant as the daemon has it: ``[tier.tenants."NAME"]`` in its config is a quota for the same; empty: nobody."""
+    # Text of requests may hold what is no text.
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() if name else b""
+
+
+def tenant_of(request: Any, namespace: str) -> bytes:
+    """Whose quota this request's blocks count against: its salt's, or that of the engine's namespace.
+
+    Who may find them is another matter, and lies in the hashes, which have the salt in them.
+    """
+    return tenant_named(str(getattr(request, "cache_salt", None) or namespace))
 
 
 class BlockNames:

@@ -24,7 +24,7 @@ from typing import Any
 from kvferry.client import DAEMON_GONE, NO_TIER, Connected, Disconnected, Found, SchedulerClient
 from kvferry.vllm.complaints import Complaints, logger
 from kvferry.vllm.groups import GroupShape
-from kvferry.vllm.hashes import BlockNames, tenant_of
+from kvferry.vllm.hashes import BlockNames
 
 # Chosen: vLLM asks about every waiting request for which it has room; the rest of a long queue is asked about later.
 LOOKUPS_MAX = 64
@@ -138,7 +138,7 @@ class Lookups:
         try:
             if self._clear_owed:
                 self._client.clear()
-            key = self._client.lookup(request_id, self._names.of_all(request), tenant_of(request))
+            key = self._client.lookup(request_id, self._names.of_all(request))
         except Exception as error:
             self._paused_until = self._clock() + PAUSE_SECONDS
             self._complaints.warn("lookup", "kvferry: failed to ask what is kept of %s: %r", request_id, error)

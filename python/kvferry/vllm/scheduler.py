@@ -115,7 +115,9 @@ class SchedulerSide:
         # Orders of this step, drained by build_connector_meta.
         self._orders = KVFerryMetadata()
         timeout_ms = settings.reply_timeout_ms
-        self.tiers = Tiers(client, groups, hash_block_size, timeout_ms, self._complaints, clock, tells_changes)
+        self.tiers = Tiers(
+            client, groups, hash_block_size, timeout_ms, self._complaints, clock, tells_changes, settings.namespace
+        )
 
     # -- P: a prefill ends ------------------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+NAMESPACE_LENGTH_MAX = 256
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -22,6 +24,9 @@ class Settings:
     transfer_deadline_ms: int = 20_000
     # Whether blocks are kept in the daemon's tiers and loaded from them. Nothing happens where the daemon has none.
     tier: bool = True
+    # Whose quota in the tiers the blocks of this engine's requests count against; a request's cache_salt, where it has
+    # one, names another tenant. At most 256 characters; empty: nobody's in particular.
+    namespace: str = ""
 
 
 _BOUNDS = {
@@ -59,4 +64,10 @@ def parse(extra_config: Mapping[str, object] | None) -> Settings:
     tier = written.get("tier", Settings.tier)
     if not isinstance(tier, bool):
         raise ValueError(f"kv_connector_extra_config tier must be true or false, not {tier!r}")
-    return Settings(socket=socket, tier=tier, **numbers)
+    namespace = written.get("namespace", Settings.namespace)
+    if not isinstance(namespace, str) or len(namespace) > NAMESPACE_LENGTH_MAX:
+        raise ValueError(
+            f"kv_connector_extra_config namespace must be a text of at most {NAMESPACE_LENGTH_MAX} characters, "
+            f"not {namespace!r}"
+        )
+    return Settings(socket=socket, tier=tier, namespace=namespace, **numbers)

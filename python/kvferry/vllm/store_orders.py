@@ -54,11 +54,16 @@ class StoreOrders:
     """All state is about requests that have blocks, and about blocks given away since the last step."""
 
     def __init__(
-        self, groups: tuple[GroupShape, ...], names: BlockNames, clock: Callable[[], float] = time.monotonic
+        self,
+        groups: tuple[GroupShape, ...],
+        names: BlockNames,
+        clock: Callable[[], float] = time.monotonic,
+        namespace: str = "",
     ) -> None:
         self._groups = groups
         self._names = names
         self._clock = clock
+        self._namespace = namespace
         # In at admission, out at the request's end or when the cache is cleared.
         self._progress: dict[str, _Progress] = {}
         # Blocks that loads were ordered into since the last step.
@@ -148,7 +153,7 @@ class StoreOrders:
         if not any(group.blocks for group in kept):
             return None
         progress.ordered_at = self._clock()
-        return StoreOrder(request.request_id, kept, tenant_of(request))
+        return StoreOrder(request.request_id, kept, tenant_of(request, self._namespace))
 
     def _group_order(self, progress: _Progress, index: int, end: int, tables: Sequence[Sequence[int]]) -> TierStore:
         group, first = self._groups[index], progress.next[index]

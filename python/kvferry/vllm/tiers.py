@@ -39,6 +39,7 @@ class Tiers:
         complaints: Complaints,
         clock: Callable[[], float] = time.monotonic,
         tells_changes: bool = False,
+        namespace: str = "",
     ) -> None:
         self._client = client
         self._groups = groups
@@ -46,7 +47,7 @@ class Tiers:
         self._is_on = hash_block_size is not None and bool(groups)
         self._names = BlockNames(groups, hash_block_size or 1)
         self._lookups = Lookups(client, groups, self._names, reply_timeout_ms, complaints, clock)
-        self._orders = StoreOrders(groups, self._names, clock)
+        self._orders = StoreOrders(groups, self._names, clock, namespace)
         # Last stores of finished requests, for the next step.
         self._last: list[StoreOrder] = []
         # Changes nobody has taken yet; None: nobody will.

@@ -384,14 +384,6 @@ fn named(names: &[u8], blocks: &[u32]) -> Result<Vec<(BlockHash, BlockIndex)>, &
     Ok(names.into_iter().zip(blocks.iter().copied().map(BlockIndex)).collect())
 }
 
-/// The same number for the same name, also in another daemon's life: arenas carry it.
 fn tenant(name: &[u8]) -> Result<Tenant, &'static str> {
-    if name.len() > TENANT_LENGTH_MAX {
-        return Err(TierFailure::Request.word());
-    }
-    // FNV-1a: quotas need no secrecy, and two tenants of one number share a quota, not blocks.
-    let number = name
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    Ok(Tenant(if name.is_empty() { 0 } else { number }))
+    (name.len() <= TENANT_LENGTH_MAX).then(|| Tenant::named(name)).ok_or(TierFailure::Request.word())
 }

@@ -8,7 +8,7 @@ use kvferry_memory::Meter;
 use kvferry_tier::disk::Shelf;
 use kvferry_tier::host::{Arena, Recovered};
 use kvferry_tier::tiers::{TierLimits, Tiers};
-use kvferry_tier::{Cache, CacheLimits};
+use kvferry_tier::{Cache, CacheLimits, Store, Tenant};
 
 use crate::config::{DiskTier, HostTier};
 use crate::random;
@@ -50,7 +50,7 @@ pub(crate) fn open(
         tenant_bytes_max: host.tenant_bytes_max,
         seed: random::number()?,
     };
-    let cache = Cache::new(arena, limits, now);
+    let cache = with_quotas(Cache::new(arena, limits, now), &host.tenants, now);
     let limits =
         TierLimits { claims_max: works_max, works_max, blocks_max, claim_max: host.claim_max, commit_max: COMMIT_MAX };
     let disk = disk.and_then(|disk| {
@@ -82,5 +82,14 @@ fn open_disk(disk: &DiskTier, now: Time) -> Result<Cache<Shelf>> {
         tenant_bytes_max: disk.tenant_bytes_max,
         seed: random::number()?,
     };
-    Ok(Cache::new(shelf, limits, now))
+    Ok(with_quotas(Cache::new(shelf, limits, now), &disk.tenants, now))
+}
+
+/// What a tenant has beyond its quota, as after that was lowered, goes before anybody asks for it.
+fn with_quotas<S: Store>(mut cache: Cache<S>, quotas: &[(Tenant, u64)], now: Time) -> Cache<S> {
+    cache.set_quotas(now, quotas.iter().copied());
+    if cache.evicted() > 0 {
+        tracing::info!(blocks = cache.evicted(), "tenants had more than their quotas: blocks of theirs went");
+    }
+    cache
 }

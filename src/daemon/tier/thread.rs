@@ -3,22 +3,26 @@
 //! ```text
 //! hub -> TierCommand -> [inbox] -> Tiers -> CopyJob -> [loads, stores] -> copying threads -> Copied -> [inbox]
 //!                                   |-> DiskJob -> disk thread -> Done -> [inbox]
+//!                                   |-> Chore -> one thread for what nobody waits for -> ChoreDone -> [inbox]
 //!                                    \-> TierEvent -> hub
 //! ```
 //!
 //! The hub never waits for the inbox: it has room for all that may be open ([`COMMANDS_PER_WORK`]), for a Clear of each
 //! session's fingerprint, and for the jobs that are out. Engines wait for loads, and nobody for a store: one thread of the
-//! normal class carries those out, whatever class the others are in. Shutdown: no new jobs, those that are out are waited
+//! normal class carries those out, whatever class the others are in; chores have another of that class. Shutdown: no new jobs, those that are out are waited
 //! for.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use kvferry_core::{Time, WorkId};
 use kvferry_tier::disk::Done;
-use kvferry_tier::tiers::{Copied, CopyJob, Device, LoadRequest, Lookup, StoreRequest, TierEvent, Tiers};
+use kvferry_tier::tiers::{
+    CHORES_MAX, Chore, ChoreDone, Copied, CopyJob, Device, LoadRequest, Lookup, StoreRequest, TierEvent, Tiers,
+};
 use tokio::sync::mpsc;
 
 use super::super::clock::Clock;
@@ -43,6 +47,7 @@ pub(crate) enum TierCommand {
 }
 
 enum Message {
+    Chore(ChoreDone),
     Command(TierCommand),
     /// Whether it was a load.
     Copied(Copied, bool),
@@ -115,7 +120,7 @@ pub(crate) fn start(
     outbox: mpsc::Sender<TierEvent>,
 ) -> Result<(TierHandle, JoinHandle<()>)> {
     let loads_max = load_threads * JOBS_PER_THREAD;
-    let jobs_max = loads_max + JOBS_PER_THREAD + disk::DEPTH_MAX as usize;
+    let jobs_max = loads_max + JOBS_PER_THREAD + disk::DEPTH_MAX as usize + CHORES_MAX;
     let (inbox, messages) = sync_channel(commands_max + jobs_max + 1);
     let (loads, waiting_loads) = sync_channel::<CopyJob>(loads_max);
     let (stores, waiting_stores) = sync_channel::<CopyJob>(JOBS_PER_THREAD);
@@ -125,10 +130,19 @@ pub(crate) fn start(
         let (waiting, done) = (Arc::clone(&waiting_loads), inbox.clone());
         copiers.push(spawn(&format!("kvferry-load-{number}"), move || copy(&waiting, &done))?);
     }
-    let (done, scheduling) = (inbox.clone(), scheduling.clone());
+    let (done, of_stores, of_chores) = (inbox.clone(), scheduling.clone(), scheduling.clone());
     copiers.push(spawn("kvferry-store", move || {
-        scheduling.stand_back();
+        of_stores.stand_back();
         copy(&Mutex::new(waiting_stores), &done);
+    })?);
+    let (chores, waiting_chores) = sync_channel::<Chore>(CHORES_MAX);
+    let done = inbox.clone();
+    copiers.push(spawn("kvferry-chores", move || {
+        of_chores.stand_back();
+        // Nobody listens any more: nothing that comes later counts.
+        while let Ok(chore) = waiting_chores.recv()
+            && done.send(Message::Chore(chore.run())).is_ok()
+        {}
     })?);
     let mut disk = None;
     if tiers.disk().is_some() {
@@ -143,11 +157,13 @@ pub(crate) fn start(
         clock,
         tiers,
         messages,
-        copying: Some(Copying { loads, stores, disk }),
+        copying: Some(Copying { loads, stores, disk, chores }),
+        is_behind: false,
         loads_out: 0,
         loads_max,
         stores_out: 0,
         disk_out: 0,
+        chores_out: 0,
         outbox,
         inventory: Arc::clone(&inventory),
     };
@@ -183,6 +199,7 @@ struct Copying {
     loads: SyncSender<CopyJob>,
     stores: SyncSender<CopyJob>,
     disk: Option<DiskHandle>,
+    chores: SyncSender<Chore>,
 }
 
 struct TierThread {
@@ -195,6 +212,9 @@ struct TierThread {
     loads_max: usize,
     stores_out: usize,
     disk_out: usize,
+    chores_out: usize,
+    /// There is more to tidy, and nobody will say so.
+    is_behind: bool,
     outbox: mpsc::Sender<TierEvent>,
     inventory: Arc<Mutex<Inventory>>,
 }
@@ -202,7 +222,7 @@ struct TierThread {
 impl TierThread {
     fn run(&mut self) {
         self.observe();
-        while self.copying.is_some() || self.loads_out + self.stores_out + self.disk_out > 0 {
+        while self.copying.is_some() || self.loads_out + self.stores_out + self.disk_out + self.chores_out > 0 {
             match self.wait() {
                 Ok(message) => {
                     self.handle(message);
@@ -220,6 +240,7 @@ impl TierThread {
 
     fn wait(&self) -> Result<Message, RecvTimeoutError> {
         match self.tiers.poll_deadline() {
+            _ if self.is_behind => self.messages.recv_timeout(Duration::ZERO),
             Some(deadline) => self.messages.recv_timeout(deadline.until(self.clock.now())),
             None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
         }
@@ -228,6 +249,10 @@ impl TierThread {
     fn handle(&mut self, message: Message) {
         let now = self.clock.now();
         match message {
+            Message::Chore(done) => {
+                self.chores_out -= 1;
+                self.tiers.handle_chore(done);
+            }
             Message::Command(command) => self.carry_out(now, command),
             Message::Copied(copied, is_load) => {
                 *if is_load { &mut self.loads_out } else { &mut self.stores_out } -= 1;
@@ -254,7 +279,9 @@ impl TierThread {
     }
 
     fn turn(&mut self) {
-        self.tiers.handle_timeout(self.clock.now());
+        let now = self.clock.now();
+        self.tiers.handle_timeout(now);
+        self.is_behind = self.copying.is_some() && self.tiers.tidy(now);
         self.hand_out();
         self.observe();
         while let Some(event) = self.tiers.poll_event() {
@@ -266,7 +293,7 @@ impl TierThread {
     }
 
     fn hand_out(&mut self) {
-        let Some(Copying { loads, stores, disk }) = &self.copying else { return };
+        let Some(Copying { loads, stores, disk, chores }) = &self.copying else { return };
         while self.loads_out < self.loads_max
             && let Some(job) = self.tiers.poll_load()
         {
@@ -283,6 +310,11 @@ impl TierThread {
         {
             disk.send(job);
             self.disk_out += 1;
+        }
+        while self.chores_out < CHORES_MAX
+            && let Some(chore) = self.tiers.poll_chore()
+        {
+            self.chores_out += usize::from(chores.send(chore).is_ok());
         }
     }
 

@@ -15,9 +15,6 @@ pub(super) struct Newest {
 }
 
 impl Newest {
-    /// No block's number.
-    pub(super) const NOBODY: Self = Self { number: BlockNumber::MAX, may_go: false };
-
     /// Whether this is the block, and may go.
     const fn is(self, block: BlockNumber) -> bool {
         self.may_go && block == self.number
@@ -25,6 +22,36 @@ impl Newest {
 }
 
 impl<S: Store> Cache<S> {
+    /// Bytes that these tenants may have from now on. What anybody has beyond its quota goes now, from the ends of its chains
+    /// that are worth least, but for what is held; that counts against what is stored later. Looks at all blocks: for the
+    /// start.
+    pub fn set_quotas(&mut self, now: Time, quotas: impl IntoIterator<Item = (Tenant, u64)>) {
+        quotas.into_iter().for_each(|(tenant, bytes)| self.tenants.set_quota(tenant, bytes));
+        for tenant in self.tenants.over() {
+            let leaves = self.eviction.least_first(now, |leaf| self.tenants.owner(leaf) == Some(tenant));
+            for leaf in leaves {
+                let mut end = Some(leaf);
+                while let Some(block) = end.filter(|&block| self.is_over(tenant) && self.may_leave(block, tenant)) {
+                    end = self.eviction.parent(block);
+                    self.eviction.lose(block);
+                    self.evict(block);
+                }
+            }
+        }
+    }
+
+    fn is_over(&self, tenant: Tenant) -> bool {
+        self.held_by(tenant) > self.tenants.quota(tenant)
+    }
+
+    /// Whether the block is the tenant's, the last one of its chain, and held by nobody.
+    fn may_leave(&self, block: BlockNumber, tenant: Tenant) -> bool {
+        let name = self.names[block as usize];
+        self.eviction.is_leaf(block)
+            && self.tenants.owner(block) == Some(tenant)
+            && name.is_some_and(|(class, hash)| self.store.may_go(class, &hash))
+    }
+
     /// One block of this tenant less. False: none goes for this one.
     pub(super) fn evict_of(&mut self, now: Time, tenant: Tenant, newest: Newest) -> bool {
         let (store, names, tenants) = (&self.store, &self.names, &self.tenants);

@@ -24,11 +24,17 @@ fn body(hash: &BlockHash) -> Vec<u8> {
     hash.iter().copied().cycle().take(usize::try_from(BLOCK_BYTES).expect("small")).collect()
 }
 
+const LIMITS: CacheLimits = CacheLimits { known_max: 20_000, tenant_bytes_max: u64::MAX, seed: 1 };
+
 fn open(folder: &Path, now: Time) -> Cache<Arena> {
+    open_with(folder, now, LIMITS)
+}
+
+fn open_with(folder: &Path, now: Time, limits: CacheLimits) -> Cache<Arena> {
     let (arena, recovery) =
         Arena::open(&folder.join("arena"), BYTES, BLOCK_BYTES, &Meter::new()).expect("an arena in memory");
     assert_eq!(recovery.damaged, 0);
-    Cache::new(arena, CacheLimits { known_max: 20_000, tenant_bytes_max: u64::MAX, seed: 1 }, now)
+    Cache::new(arena, limits, now)
 }
 
 fn class(cache: &mut Cache<Arena>, number: u8) -> ClassId {
@@ -227,8 +233,7 @@ fn a_tenant_has_no_more_than_its_quota_and_costs_the_others_nothing() {
         (0..10).map(|block| hash(tenant << 40 | request << 8 | block)).collect()
     };
     let mut cache = open(folder.path(), at(0));
-    cache.set_quota(at(0), small, 50 * BLOCK_BYTES);
-    cache.set_quota(at(0), none, BLOCK_BYTES - 1);
+    cache.set_quotas(at(0), [(small, 50 * BLOCK_BYTES), (none, BLOCK_BYTES - 1)]);
     let model = class(&mut cache, 1);
     for request in 0..40 {
         serve_to(&mut cache, at(request), model, &chain(2, request), other);
@@ -245,7 +250,7 @@ fn a_tenant_has_no_more_than_its_quota_and_costs_the_others_nothing() {
     drop(cache);
     let mut cache = open(folder.path(), at(0));
     assert_eq!((cache.held_by(small), cache.held_by(other)), (50 * BLOCK_BYTES, 400 * BLOCK_BYTES));
-    cache.set_quota(at(0), small, 20 * BLOCK_BYTES);
+    cache.set_quotas(at(0), [(small, 20 * BLOCK_BYTES)]);
     assert_eq!(cache.held_by(small), 20 * BLOCK_BYTES);
     let model = class(&mut cache, 1);
     serve_to(&mut cache, at(1), model, &chain(1, 1000), small);
@@ -253,4 +258,12 @@ fn a_tenant_has_no_more_than_its_quota_and_costs_the_others_nothing() {
     for request in 0..40 {
         assert_eq!(serve_to(&mut cache, at(2), model, &chain(2, request), other), 10);
     }
+    // The one quota for all who have none of their own is smaller from the next start on.
+    drop(cache);
+    let limits = CacheLimits { tenant_bytes_max: 100 * BLOCK_BYTES, ..LIMITS };
+    let mut cache = open_with(folder.path(), at(0), limits);
+    cache.set_quotas(at(0), [(small, 50 * BLOCK_BYTES)]);
+    assert_eq!((cache.held_by(small), cache.held_by(other)), (20 * BLOCK_BYTES, 100 * BLOCK_BYTES));
+    let whole = (0..40).filter(|&request| cache.request(at(1), model, &chain(2, request)) == 10).count();
+    assert_eq!(whole, 10, "what stays is whole");
 }

@@ -9,20 +9,22 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use zerocopy::IntoBytes as _;
 
 use super::error::OpenError;
 use super::extent::File;
-use super::format::{Cut, Format, Header, VERSION};
+use super::folder::Folder;
+use super::format::{Format, VERSION};
 
 const LOCK: &str = "lock";
 const FORMAT: &str = "format";
 const EXTENT: &str = "extent-";
 /// Of a file that is being made.
-const NEW: &str = ".new";
+pub(super) const NEW: &str = ".new";
 /// The unit of `st_blocks` (stat(3type)).
 const STAT_BLOCK_BYTES: u64 = 512;
 
@@ -42,12 +44,9 @@ pub struct Limits {
 }
 
 pub(super) struct Directory {
-    fd: OwnedFd,
+    folder: Arc<Folder>,
     path: PathBuf,
     limits: Limits,
-    /// Held until the store is closed, or the process ends in whatever way.
-    _lock: OwnedFd,
-    pub(super) is_read_only: bool,
     /// What all files take, and how many they are.
     bytes: u64,
     files: u32,
@@ -99,11 +98,9 @@ impl Directory {
         }
         let (lock, is_read_only) = lock(&fd, path)?;
         let mut directory = Self {
-            fd,
+            folder: Arc::new(Folder::new(fd, lock, is_read_only)),
             path: path.to_owned(),
             limits,
-            _lock: lock,
-            is_read_only,
             bytes: 0,
             files: 0,
             next_number: 1,
@@ -139,7 +136,7 @@ impl Directory {
 
     /// Asks the file system what a file of blocks would have to be asked otherwise.
     pub(super) fn probe(&self) -> Result<(), OpenError> {
-        match self.open_at(FORMAT, OFlags::RDONLY | OFlags::DIRECT).and_then(File::new) {
+        match self.folder.open_at(FORMAT, OFlags::RDONLY | OFlags::DIRECT).and_then(File::new) {
             Ok(_) => Ok(()),
             Err(Errno::INVAL | Errno::OPNOTSUPP) => Err(OpenError::NoDirect { path: self.path.clone() }),
             Err(errno) => Err(self.error("open a file past the page cache", errno)),
@@ -152,7 +149,7 @@ impl Directory {
             return self.write_format().map_err(|errno| self.error("write its format", errno));
         }
         let damaged = || OpenError::Damaged { path: self.path.join(FORMAT) };
-        let file = self.open_at(FORMAT, OFlags::RDONLY).map_err(error)?;
+        let file = self.folder.open_at(FORMAT, OFlags::RDONLY).map_err(error)?;
         let mut bytes = [0; size_of::<Format>()];
         let count = rustix::io::pread(&file, &mut bytes, 0).map_err(error)?;
         match Format::version(&bytes[..count]).map_err(|_| damaged())? {
@@ -163,30 +160,25 @@ impl Directory {
 
     fn write_format(&self) -> Result<(), Errno> {
         let name = format!("{FORMAT}{NEW}");
-        let file = self.open_at(&name, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC)?;
+        let file = self.folder.open_at(&name, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC)?;
         write_all(&file, Format::new().as_bytes(), 0)?;
         rustix::fs::fdatasync(&file)?;
-        rustix::fs::renameat(&self.fd, &name, &self.fd, FORMAT)?;
-        rustix::fs::fsync(&self.fd)
-    }
-
-    fn open_at(&self, name: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-        rustix::fs::openat(&self.fd, name, flags, Mode::RUSR | Mode::WUSR)
+        rustix::fs::renameat(self.folder.fd(), &name, self.folder.fd(), FORMAT)?;
+        rustix::fs::fsync(self.folder.fd())
     }
 
     fn list(&mut self) -> Result<Listing, Errno> {
         let mut listing = Listing::default();
-        for name in names(&self.fd)? {
-            let stat = rustix::fs::statat(&self.fd, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+        for name in names(self.folder.fd())? {
+            let stat = rustix::fs::statat(self.folder.fd(), name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
             let name = name.to_string_lossy();
             let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
             let is_ours = name == FORMAT
                 || name == LOCK
                 || (is_file && name.starts_with(EXTENT))
                 || name == format!("{FORMAT}{NEW}");
-            if is_ours && name.ends_with(NEW) && !self.is_read_only {
-                rustix::fs::unlinkat(&self.fd, &*name, AtFlags::empty())?;
+            if is_ours && name.ends_with(NEW) && !self.folder.is_read_only {
+                rustix::fs::unlinkat(self.folder.fd(), &*name, AtFlags::empty())?;
                 listing.unfinished += 1;
                 continue;
             }
@@ -211,35 +203,37 @@ impl Directory {
         self.bytes = self.bytes.saturating_sub(before).saturating_add(now);
     }
 
-    /// Opens an extent's file twice: past the page cache, and through it.
-    pub(super) fn open_extent(&self, number: u32) -> Result<(OwnedFd, OwnedFd), Errno> {
-        let flags = if self.is_read_only { OFlags::RDONLY } else { OFlags::RDWR };
-        let name = extent_name(number);
-        Ok((self.open_at(&name, flags | OFlags::DIRECT)?, self.open_at(&name, flags)?))
+    /// Where files are made and removed.
+    pub(super) const fn folder(&self) -> &Arc<Folder> {
+        &self.folder
     }
 
-    /// Makes an extent with all its room. `NOSPC`: there is none, by our limits or by the disk's.
-    pub(super) fn make_extent(&mut self, header: impl FnOnce(u32) -> Header, cut: Cut) -> Result<u32, Errno> {
-        let room = cut.room();
+    /// Whether our limits and the disk have so much room for one more file, once others of so many bytes are removed, which
+    /// do not count any more.
+    pub(super) fn has_room(&self, room: u64, going: u64) -> Result<bool, Errno> {
         if self.bytes.saturating_add(room) > self.limits.bytes_max || self.files >= self.limits.files_max {
-            return Err(Errno::NOSPC);
+            return Ok(false);
         }
-        if self.free_bytes()? < self.limits.free_bytes_min.saturating_add(room) {
-            return Err(Errno::NOSPC);
-        }
+        Ok(self.free_bytes()?.saturating_add(going) >= self.limits.free_bytes_min.saturating_add(room))
+    }
+
+    /// The number of the next extent, if there is one more.
+    pub(super) fn draw_number(&mut self) -> Option<u32> {
         let number = self.next_number;
-        let next = number.checked_add(1).ok_or(Errno::NOSPC)?;
-        let name = format!("{}{NEW}", extent_name(number));
-        let made = self.fill_extent(&name, &header(number), cut);
-        if made.is_err() {
-            // It takes room that nobody uses; if it cannot go now, the next start removes it.
-            let _ = rustix::fs::unlinkat(&self.fd, &name, AtFlags::empty());
-        }
-        made?;
-        self.next_number = next;
+        self.next_number = number.checked_add(1)?;
+        Some(number)
+    }
+
+    /// An extent takes so much room from now on.
+    pub(super) const fn count(&mut self, room: u64) {
         self.bytes += room;
         self.files += 1;
-        Ok(number)
+    }
+
+    /// An extent that took so much room is gone, or going.
+    pub(super) const fn uncount(&mut self, room: u64) {
+        self.bytes = self.bytes.saturating_sub(room);
+        self.files = self.files.saturating_sub(1);
     }
 
     /// What the file system has left.
@@ -248,7 +242,7 @@ impl Directory {
         if self.believes_in_room {
             return Ok(u64::MAX);
         }
-        let system = rustix::fs::fstatvfs(&self.fd)?;
+        let system = rustix::fs::fstatvfs(self.folder.fd())?;
         Ok(system.f_bavail.saturating_mul(system.f_frsize))
     }
 
@@ -256,28 +250,6 @@ impl Directory {
     #[cfg(test)]
     pub(super) const fn forget_free_room(&mut self) {
         self.believes_in_room = true;
-    }
-
-    fn fill_extent(&self, name: &str, header: &Header, cut: Cut) -> Result<(), Errno> {
-        let file = self.open_at(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL)?;
-        rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, cut.file_bytes())?;
-        let stat = rustix::fs::fstat(&file)?;
-        if taken(&stat) > cut.room() {
-            return Err(Errno::NOSPC);
-        }
-        write_all(&file, header.as_bytes(), 0)?;
-        // A file with this name has this header, also after a power loss.
-        rustix::fs::fdatasync(&file)?;
-        let made = name.strip_suffix(NEW).unwrap_or(name);
-        rustix::fs::renameat(&self.fd, name, &self.fd, made)
-    }
-
-    /// Removes an extent that took so much room.
-    pub(super) fn remove_extent(&mut self, number: u32, room: u64) -> Result<(), Errno> {
-        rustix::fs::unlinkat(&self.fd, extent_name(number), AtFlags::empty())?;
-        self.bytes = self.bytes.saturating_sub(room);
-        self.files = self.files.saturating_sub(1);
-        Ok(())
     }
 }
 
@@ -316,7 +288,7 @@ fn lock(folder: &OwnedFd, path: &Path) -> Result<(OwnedFd, bool), OpenError> {
     Ok((lock, is_read_only))
 }
 
-fn names(folder: &OwnedFd) -> Result<Vec<CString>, Errno> {
+fn names(folder: impl AsFd) -> Result<Vec<CString>, Errno> {
     let entries: Result<Vec<CString>, Errno> =
         Dir::read_from(folder)?.map(|entry| entry.map(|entry| entry.file_name().to_owned())).collect();
     Ok(entries?.into_iter().filter(|name| !matches!(name.to_bytes(), b"." | b"..")).collect())
@@ -332,7 +304,7 @@ fn number(digits: &str) -> Option<u32> {
 }
 
 /// What a file takes of the disk.
-fn taken(stat: &Stat) -> u64 {
+pub(super) fn taken(stat: &Stat) -> u64 {
     let allocated = u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(STAT_BLOCK_BYTES);
     allocated.max(u64::try_from(stat.st_size).unwrap_or(0))
 }

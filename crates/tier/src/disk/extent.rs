@@ -219,16 +219,6 @@ impl Extent {
         }
         Ok(())
     }
-
-    /// The record of a slot, as the disk has it.
-    pub(super) fn record(&self, slot: u32) -> Option<Record> {
-        let mut bytes = [0; size_of::<Record>()];
-        let count = read_all(&self.records, &mut bytes, Cut::record(slot)).ok()?;
-        match self.header.read(&bytes[..count]) {
-            Ok(Said::Sealed(record)) => Some(record),
-            Ok(Said::Empty { .. }) | Err(Damaged) => None,
-        }
-    }
 }
 
 /// A bit for each slot.

@@ -21,9 +21,11 @@
 mod directory;
 mod error;
 mod extent;
+mod folder;
 mod format;
 #[expect(unsafe_code, reason = "the kernel reads and writes memory of regions by address")]
 mod io;
+mod making;
 mod mover;
 mod recovery;
 mod shelf;
@@ -34,6 +36,7 @@ mod tests;
 pub use directory::Limits;
 pub use error::{DiskError, OpenError, ReadOnly};
 pub use io::{Choice, Io};
+pub use making::{Made, Making};
 pub use mover::{Counts as Moved, Done, Mover, Settings, Span};
 pub use recovery::Recovery;
 pub use shelf::{Block, Counts, Filling, Shelf};

@@ -14,7 +14,7 @@ use super::directory::{Directory, Limits, Listed, read_all};
 use super::error::OpenError;
 use super::extent::{Extent, Place};
 use super::format::{Cut, Header};
-use super::shelf::{EXTENTS_MAX, Shelf, open_extent};
+use super::shelf::{EXTENTS_MAX, Shelf};
 
 /// How long, and how often, the disk is waited for that still writes what a killed daemon has given it.
 const LOCK_WAIT: Duration = Duration::from_millis(10);
@@ -70,7 +70,7 @@ impl Shelf {
         let number = listed.number;
         let mut tries = 0;
         let files = loop {
-            match open_extent(&self.directory, number) {
+            match self.directory.folder().open_extent(number) {
                 Err(Errno::WOULDBLOCK) if tries < LOCK_TRIES => tries += 1,
                 Err(Errno::WOULDBLOCK) => {
                     return Err(OpenError::InUse { path: self.directory.path().to_owned(), holder: None });
@@ -93,7 +93,7 @@ impl Shelf {
         let room = header.cut().room().max(listed.room);
         self.directory.recount(listed.room, room);
         let mut extent = Extent::new(class, room, files, header);
-        let Ok(damaged) = extent.recover(self.directory.is_read_only) else { return Ok(false) };
+        let Ok(damaged) = extent.recover(self.directory.folder().is_read_only) else { return Ok(false) };
         recovery.damaged_records += damaged;
         let slots: Vec<u32> = extent.sealed().collect();
         self.index_reserve(slots.len());
@@ -112,7 +112,7 @@ impl Shelf {
 
     /// Removes extents, the emptiest first, until what is there is within the limits.
     fn shrink(&mut self, recovery: &mut Recovery) {
-        while self.directory.is_over() && !self.directory.is_read_only {
+        while self.directory.is_over() && !self.directory.folder().is_read_only {
             let taken = |(at, extent): (u16, &Option<Extent>)| extent.as_ref().map(|extent| (extent.taken_count, at));
             let Some((_, emptiest)) = (0..).zip(&self.extents).filter_map(taken).min() else { return };
             recovery.over_limits += self.forget_all(emptiest);

@@ -5,19 +5,22 @@ use std::hash::BuildHasher as _;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use hashbrown::HashTable;
 use kvferry_core::Fingerprint;
-use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::directory::Directory;
 use super::error::{DiskError, ReadOnly};
 use super::extent::{Extent, File, Place};
-use super::format::{Cut, Header, Record, SLOT_BITS};
+use super::format::{Cut, Record, SLOT_BITS};
+use super::making::Files;
+use crate::spread::Tables;
 use crate::store::{BlockHash, CLASSES_MAX, ClassId, NotKept, Refused, Tenant};
 
 /// Extents of one store: what the index's numbers leave room for.
 pub(super) const EXTENTS_MAX: usize = 1 << (32 - SLOT_BITS);
+
+/// Parts of the index: one grows at a time.
+const TABLES: usize = 64;
 
 /// Blocks on a disk; see the head of [`disk`](super).
 pub struct Shelf {
@@ -26,14 +29,15 @@ pub struct Shelf {
     /// By number; what is gone leaves its number to the next.
     pub(super) extents: Vec<Option<Extent>>,
     /// Sealed blocks, as [`Place`]s; their names are in the extents.
-    pub(super) index: HashTable<u32>,
+    pub(super) index: Tables<u32, TABLES>,
     pub(super) random: RandomState,
     /// Blocks that may not go, and how often they are held.
     pub(super) pins: HashMap<Place, u32, RandomState>,
     read_only: Option<ReadOnly>,
     /// Writes that failed since the last one that did not.
     failed_writes: u32,
-    counts: Counts,
+    pub(super) counts: Counts,
+    pub(super) files: Files,
 }
 
 /// What has gone wrong since the store was opened.
@@ -93,17 +97,18 @@ pub(super) enum Progress {
 
 impl Shelf {
     pub(super) fn new(directory: Directory) -> Self {
-        let read_only = directory.is_read_only.then_some(ReadOnly::FileSystem);
+        let read_only = directory.folder().is_read_only.then_some(ReadOnly::FileSystem);
         Self {
             directory,
             classes: Vec::new(),
             extents: Vec::new(),
-            index: HashTable::new(),
+            index: Tables::default(),
             random: RandomState::default(),
             pins: HashMap::default(),
             read_only,
             failed_writes: 0,
             counts: Counts::default(),
+            files: Files::default(),
         }
     }
 
@@ -130,12 +135,6 @@ impl Shelf {
     pub fn index_bytes(&self) -> usize {
         let slots: usize = self.extents.iter().flatten().map(Extent::memory_bytes).sum();
         self.index.allocation_size() + slots
-    }
-
-    /// The block before this one in its chain, as the disk tells.
-    #[must_use]
-    pub fn parent(&self, block: &Block) -> Option<BlockHash> {
-        self.extent(block.place).record(block.place.slot).and_then(|record| record.parent())
     }
 
     pub(super) fn extent(&self, place: Place) -> &Extent {
@@ -166,7 +165,7 @@ impl Shelf {
             let extent = extents[usize::from(place.extent)].as_ref();
             extent.map_or(0, |extent| random.hash_one((extent.class, &extent.slot(place.slot).hash)))
         };
-        index.insert_unique(name(&place.to_u32()), place.to_u32(), name);
+        index.insert(name(&place.to_u32()), place.to_u32(), name);
     }
 
     /// Makes room in the index at once, in place of doubling it on the way.
@@ -182,14 +181,11 @@ impl Shelf {
     pub(super) fn take_out(&mut self, class: ClassId, hash: &BlockHash) {
         let sum = self.random.hash_one((class, hash));
         let Self { index, extents, .. } = self;
-        let entry = index.find_entry(sum, |&number| {
+        index.remove(sum, |&number| {
             let place = Place::from_u32(number);
             let extent = extents[usize::from(place.extent)].as_ref();
             extent.is_some_and(|extent| extent.class == class && extent.slot(place.slot).hash == *hash)
         });
-        if let Ok(entry) = entry {
-            entry.remove();
-        }
     }
 
     /// A class; `cut` says how the extents of a new one are cut.
@@ -225,46 +221,6 @@ impl Shelf {
         Ok(Place { extent: number, slot })
     }
 
-    fn add_extent(&mut self, class: ClassId) -> Result<(), Refused> {
-        let Class { key: (fingerprint, group, _), cut, .. } = self.classes[usize::from(class.0)];
-        let header = |number| Header::new(number, (fingerprint, group), cut);
-        let is_crowded = self.extents.iter().flatten().count() >= EXTENTS_MAX;
-        if is_crowded && !self.remove_empty_extent() {
-            return Err(Refused::Full);
-        }
-        let made = loop {
-            let made = self.directory.make_extent(header, cut);
-            // An extent without a block is everybody's room.
-            if !matches!(made, Err(Errno::NOSPC | Errno::DQUOT)) || !self.remove_empty_extent() {
-                break made;
-            }
-        };
-        let opened = made.and_then(|number| {
-            let files = open_extent(&self.directory, number);
-            if files.is_err() {
-                self.directory.remove_extent(number, cut.room())?;
-            }
-            Ok((number, files?))
-        });
-        match opened {
-            Ok((number, files)) => {
-                self.add(Extent::new(class, cut.room(), files, header(number)));
-                Ok(())
-            }
-            Err(Errno::NOSPC | Errno::DQUOT) => Err(Refused::Full),
-            // Not the disk's fault, and over as soon as somebody closes a file.
-            Err(Errno::MFILE | Errno::NFILE) => {
-                self.counts.failed_files += 1;
-                Err(Refused::Full)
-            }
-            Err(errno) => {
-                self.counts.failed_files += 1;
-                self.write_failed(DiskError::Io(errno));
-                Err(if self.read_only.is_some() { Refused::ReadOnly } else { Refused::Full })
-            }
-        }
-    }
-
     pub(super) fn add(&mut self, extent: Extent) -> u16 {
         let free = self.extents.iter().position(Option::is_none).unwrap_or(self.extents.len());
         debug_assert!(free < EXTENTS_MAX, "asked before");
@@ -277,26 +233,6 @@ impl Shelf {
         }
         self.extents[free] = Some(extent);
         number
-    }
-
-    /// One file less that holds no block, and waits for none.
-    fn remove_empty_extent(&mut self) -> bool {
-        let is_empty = |extent: &Option<Extent>| extent.as_ref().is_some_and(|extent| extent.taken_count == 0);
-        let found = self.extents.iter().position(is_empty);
-        found.is_some_and(|place| self.remove_extent(place))
-    }
-
-    /// Removes a file; its blocks are no longer in the index.
-    pub(super) fn remove_extent(&mut self, place: usize) -> bool {
-        let Some(extent) = self.extents[place].take() else { return false };
-        let open = &mut self.classes[usize::from(extent.class.0)].open;
-        open.retain(|&other| usize::from(other) != place);
-        if self.directory.remove_extent(extent.number, extent.room).is_ok() {
-            return true;
-        }
-        // It still takes its room, and cannot be used: its records may come back.
-        self.counts.failed_files += 1;
-        false
     }
 
     pub(super) fn forget_all(&mut self, place: u16) -> u64 {
@@ -319,7 +255,7 @@ impl Shelf {
     }
 
     /// Counts a write that failed. A disk that takes nothing any more is read from only.
-    fn write_failed(&mut self, error: DiskError) {
+    pub(super) fn write_failed(&mut self, error: DiskError) {
         self.counts.failed_writes += 1;
         self.failed_writes += 1;
         if error == DiskError::Io(Errno::ROFS) {
@@ -386,13 +322,6 @@ impl Shelf {
         let extent = self.extent(place);
         At { file: Arc::clone(&extent.file), offset: extent.cut.body(place.slot), bytes: extent.cut.block_bytes }
     }
-}
-
-/// Opens an extent's file for blocks and for records, and locks it.
-pub(super) fn open_extent(directory: &Directory, number: u32) -> Result<(File, std::os::fd::OwnedFd), Errno> {
-    let (direct, records) = directory.open_extent(number)?;
-    rustix::fs::flock(&direct, FlockOperation::NonBlockingLockExclusive)?;
-    Ok((File::new(direct)?, records))
 }
 
 #[cfg(test)]

@@ -123,6 +123,12 @@ impl Chains {
         (entry.class, entry.turn)
     }
 
+    /// The stored block that this stored one stands behind.
+    pub(super) fn parent(&self, block: BlockNumber) -> Option<BlockNumber> {
+        let entry = self.entry(block);
+        (entry.state == State::Stored && entry.parent != NONE).then_some(entry.parent)
+    }
+
     /// Whether this life of the block goes on.
     pub(super) fn lives_on(&self, block: BlockNumber, life: u8) -> bool {
         let entry = self.entry(block);

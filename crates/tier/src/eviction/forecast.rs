@@ -11,26 +11,21 @@
 //! that nobody asks for in its first half minute, but then probably, is worth keeping through that half minute; one with
 //! the same chance over hours is not.
 //!
-//! Limits: [`CLASSES_MAX`] classes, 5 MiB of them; what comes beyond is told apart by its first feature alone.
+//! Limits: [`CLASSES_MAX`] classes, 12 MiB of them; what comes beyond is told apart by its first feature alone.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::ages::{BANDS, BINS, band, bin, width_s};
+use super::fit::{Fit, Fitted};
 
 /// Features of a use.
 pub(super) const FEATURES: usize = 6;
 /// Values that a feature may have.
 pub(super) const LEVELS: usize = 32;
 const CLASSES_MAX: usize = 8192;
-/// Uses that are pretended at every level of a feature, as many as expected: few lives change little.
-const PRETENDED: f64 = 1.0;
-/// How much a level learns from each of its two neighbours.
-const NEIGHBOUR: f64 = 0.5;
 /// Nobody is used for certain.
 const HAZARD_MAX: f64 = 0.95;
-/// Lives that count as much as the newest, roughly, in calls of [`Forecast::learn`]: what users do changes.
-const FADE: f32 = 0.999;
 
 /// What is known of a use when it happens, each below [`LEVELS`]. Levels are in an order, but for [`Self::ALONE`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,26 +40,46 @@ impl ClassId {
     pub(super) const ANY: Self = Self(0);
 }
 
-struct Class {
-    features: Features,
-    /// Lives that ended in a bin because the block was used.
-    used: [f32; BINS],
-    /// Lives that reached a bin.
-    reached: [f32; BINS],
-    worth: [f32; BINS],
+/// Lives of one class.
+#[derive(Clone)]
+pub(super) struct Lived {
+    /// That ended in a bin because the block was used.
+    pub(super) used: [f32; BINS],
+    /// That reached a bin.
+    pub(super) reached: [f32; BINS],
+}
+
+/// What blocks of one class are worth.
+pub(super) struct Worth {
+    by_bin: [f32; BINS],
     /// Of a use at all.
     chance: f32,
 }
 
 /// The effect of each level in each band; 1 is none.
-type Effects = [[[f64; BANDS]; LEVELS]; FEATURES];
+pub(super) type Effects = [[[f64; BANDS]; LEVELS]; FEATURES];
+
+/// What all classes have in common.
+#[derive(Clone)]
+pub(super) struct Effected {
+    pub(super) base: [f64; BINS],
+    pub(super) effects: Effects,
+}
 
 /// See the head of this file.
 pub(super) struct Forecast {
-    classes: Vec<Class>,
     numbers: HashMap<Features, ClassId>,
-    base: [f64; BINS],
-    effects: Box<Effects>,
+    /// By class, as the next three.
+    features: Vec<Features>,
+    worth: Vec<Worth>,
+    /// Since the last fit began.
+    lived: Vec<Lived>,
+    /// Empty, for the next fit.
+    spare: Vec<Lived>,
+    /// Of the last fit: what new classes are taken for.
+    effected: Box<Effected>,
+    /// Lives before the last fit, by class; none while a fit is under way.
+    learned: Option<Vec<Lived>>,
 }
 
 impl Features {
@@ -80,15 +95,22 @@ impl Features {
     }
 }
 
+impl Lived {
+    pub(super) const NONE: Self = Self { used: [0.0; BINS], reached: [0.0; BINS] };
+}
+
 impl Forecast {
     /// Knows nothing: all blocks are alike, and the older one is, the later its next use.
     pub(super) fn new() -> Self {
         let base = std::array::from_fn(|bin| 1e-3 / (1.0 + bin as f64));
         Self {
-            classes: Vec::new(),
             numbers: HashMap::new(),
-            base,
-            effects: Box::new([[[1.0; BANDS]; LEVELS]; FEATURES]),
+            features: Vec::new(),
+            worth: Vec::new(),
+            lived: Vec::new(),
+            spare: Vec::new(),
+            effected: Box::new(Effected { base, effects: [[[1.0; BANDS]; LEVELS]; FEATURES] }),
+            learned: Some(Vec::new()),
         }
     }
 
@@ -97,100 +119,72 @@ impl Forecast {
         if let Some(&known) = self.numbers.get(&features) {
             return known;
         }
-        let features = if self.classes.len() < CLASSES_MAX { features } else { features.coarse() };
+        let features = if self.features.len() < CLASSES_MAX { features } else { features.coarse() };
         if let Some(&known) = self.numbers.get(&features) {
             return known;
         }
-        let Ok(number) = u16::try_from(self.classes.len()) else { return ClassId(0) };
-        let mut class = Class { features, used: [0.0; BINS], reached: [0.0; BINS], worth: [0.0; BINS], chance: 0.0 };
-        let hazards = hazards(&self.base, &self.effects, features);
-        (class.worth, class.chance) = (worth(&hazards), chance(&hazards));
-        self.classes.push(class);
+        let Ok(number) = u16::try_from(self.features.len()) else { return ClassId(0) };
+        self.features.push(features);
+        self.worth.push(self.effected.worth(features));
+        self.lived.push(Lived::NONE);
         self.numbers.insert(features, ClassId(number));
         ClassId(number)
     }
 
     /// A life came to a use at this age.
     pub(super) fn used(&mut self, class: ClassId, age: Duration, weight: f32) {
-        self.classes[usize::from(class.0)].used[bin(age)] += weight;
+        self.lived[usize::from(class.0)].used[bin(age)] += weight;
     }
 
     /// A life reached this bin.
     pub(super) fn reached(&mut self, class: ClassId, bin: usize, weight: f32) {
-        self.classes[usize::from(class.0)].reached[bin] += weight;
+        self.lived[usize::from(class.0)].reached[bin] += weight;
     }
 
     /// Expected uses for each second of room, of a block that was last used so long ago.
     pub(super) fn worth(&self, class: ClassId, age: Duration) -> f32 {
-        self.classes[usize::from(class.0)].worth[bin(age)]
+        self.worth[usize::from(class.0)].by_bin[bin(age)]
     }
 
     /// The chance that a block of this class is ever used again, seen from its last use.
     pub(super) fn chance(&self, class: ClassId) -> f32 {
-        self.classes[usize::from(class.0)].chance
+        self.worth[usize::from(class.0)].chance
     }
 
-    /// Fits base and effects to all lives so far. Takes a millisecond for a hundred classes.
-    pub(super) fn learn(&mut self) {
-        // The effects of one feature depend on those of the others: twice brings them close, and the next call closer.
-        for _ in 0..2 {
-            self.fit_base();
-            for feature in 0..FEATURES {
-                self.fit_effects(feature);
-            }
-        }
-        for class in &mut self.classes {
-            let hazards = hazards(&self.base, &self.effects, class.features);
-            (class.worth, class.chance) = (worth(&hazards), chance(&hazards));
-            class.used.iter_mut().chain(&mut class.reached).for_each(|count| *count *= FADE);
-        }
+    /// A fit to all lives so far, to be given back to [`fitted`](Self::fitted); none while one is under way. Nothing is
+    /// copied but what base and effects are.
+    pub(super) fn fit(&mut self) -> Option<Fit> {
+        let learned = self.learned.take()?;
+        let mut spare = std::mem::take(&mut self.spare);
+        spare.resize(self.features.len(), Lived::NONE);
+        let lived = std::mem::replace(&mut self.lived, spare);
+        Some(Fit { features: self.features.clone(), learned, lived, effected: self.effected.clone() })
     }
 
-    fn fit_base(&mut self) {
-        let (mut used, mut expected) = ([0.0; BINS], [0.0; BINS]);
-        for class in &self.classes {
-            let factors = factors(&self.effects, class.features);
-            for bin in 0..BINS {
-                used[bin] += f64::from(class.used[bin]);
-                expected[bin] += f64::from(class.reached[bin]) * factors[band(bin)];
-            }
-        }
-        for bin in 0..BINS {
-            self.base[bin] = (used[bin] + 1e-3) / (expected[bin] + 1.0);
-        }
+    /// From now on blocks are worth what was found.
+    pub(super) fn fitted(&mut self, fitted: Fitted) {
+        let Fitted { learned, spare, effected, mut worth } = fitted;
+        // Classes that came meanwhile.
+        worth.extend(self.features.iter().skip(worth.len()).map(|&features| effected.worth(features)));
+        (self.worth, self.effected, self.spare, self.learned) = (worth, effected, spare, Some(learned));
+    }
+}
+
+impl Effected {
+    /// The chance that a block which reached a bin is used in it.
+    pub(super) fn hazards(&self, features: Features) -> [f64; BINS] {
+        let factors = factors(&self.effects, features);
+        std::array::from_fn(|bin| (self.base[bin] * factors[band(bin)]).min(HAZARD_MAX))
     }
 
-    fn fit_effects(&mut self, feature: usize) {
-        let (mut used, mut expected) = ([[0.0; BANDS]; LEVELS], [[0.0; BANDS]; LEVELS]);
-        for class in &self.classes {
-            let level = usize::from(class.features.0[feature]);
-            let hazards = hazards(&self.base, &self.effects, class.features);
-            for bin in 0..BINS {
-                used[level][band(bin)] += f64::from(class.used[bin]);
-                // As if this feature had no effect.
-                let effect = self.effects[feature][level][band(bin)];
-                expected[level][band(bin)] += f64::from(class.reached[bin]) * hazards[bin] / effect;
-            }
-        }
-        for level in 0..LEVELS {
-            // Level 0 stands for "does not apply" in some features: it has no neighbours.
-            let near = [level.wrapping_sub(1), level + 1]
-                .into_iter()
-                .filter(|&other| feature != Features::ALONE && level != 0 && other != 0 && other < LEVELS);
-            let near: Vec<usize> = near.collect();
-            let sum = |counts: &[[f64; BANDS]; LEVELS], band: usize| {
-                counts[level][band] + NEIGHBOUR * near.iter().map(|&other| counts[other][band]).sum::<f64>()
-            };
-            for band in 0..BANDS {
-                self.effects[feature][level][band] =
-                    (sum(&used, band) + PRETENDED) / (sum(&expected, band) + PRETENDED);
-            }
-        }
+    pub(super) fn worth(&self, features: Features) -> Worth {
+        let hazards = self.hazards(features);
+        Worth { by_bin: worth(&hazards), chance: chance(&hazards) }
     }
 }
 
 /// The product of all effects, in each band.
-fn factors(effects: &Effects, features: Features) -> [f64; BANDS] {
+pub(super) fn factors(effects: &Effects, features: Features) -> [f64; BANDS] {
     let mut factors = [1.0; BANDS];
     for (levels, &level) in effects.iter().zip(&features.0) {
         for (factor, effect) in factors.iter_mut().zip(levels[usize::from(level)]) {
@@ -198,12 +192,6 @@ fn factors(effects: &Effects, features: Features) -> [f64; BANDS] {
         }
     }
     factors
-}
-
-/// The chance that a block which reached a bin is used in it.
-fn hazards(base: &[f64; BINS], effects: &Effects, features: Features) -> [f64; BINS] {
-    let factors = factors(effects, features);
-    std::array::from_fn(|bin| (base[bin] * factors[band(bin)]).min(HAZARD_MAX))
 }
 
 /// Of a use in any bin.
@@ -245,6 +233,7 @@ fn worth(hazards: &[f64; BINS]) -> [f32; BINS] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fit::FADE;
     use super::*;
 
     /// By trying every moment.
@@ -282,6 +271,45 @@ mod tests {
         assert!(worth[21..].iter().all(|&worth| worth == 0.0));
     }
 
+    fn learn(forecast: &mut Forecast) {
+        let fit = forecast.fit().expect("none is under way");
+        forecast.fitted(fit.run());
+    }
+
+    #[test]
+    fn the_old_forecast_serves_while_another_is_made_and_nothing_is_lost() {
+        let features = |first| Features([first, 0, 0, 0, 0, 0]);
+        let live = |forecast: &mut Forecast, first: u8| {
+            let class = forecast.class(features(first));
+            (0..10).for_each(|bin| forecast.reached(class, bin, 20.0));
+            forecast.used(class, Duration::from_secs(9), 10.0);
+        };
+        let worth = |forecast: &mut Forecast, first: u8| {
+            let class = forecast.class(features(first));
+            forecast.worth(class, Duration::from_secs(1))
+        };
+        let mut forecast = Forecast::new();
+        live(&mut forecast, 0);
+        let before = worth(&mut forecast, 0);
+        let fit = forecast.fit().expect("none is under way");
+        assert!(forecast.fit().is_none(), "one at a time");
+        // Another kind comes meanwhile, and another use of the first.
+        live(&mut forecast, 0);
+        live(&mut forecast, 1);
+        assert_eq!(worth(&mut forecast, 0), before);
+        forecast.fitted(fit.run());
+        let once = worth(&mut forecast, 0);
+        assert!(once > 2.0 * before, "{before} {once}");
+        let like_all = worth(&mut forecast, 1);
+        assert!(like_all > 2.0 * before, "{before} {like_all}: what all kinds have in common");
+        learn(&mut forecast);
+        let sum = |forecast: &Forecast, class: usize| forecast.learned.as_ref().expect("back")[class].used[9];
+        assert!((sum(&forecast, 0) - 10.0 * FADE * (1.0 + FADE)).abs() < 1e-3, "{}", sum(&forecast, 0));
+        assert!((sum(&forecast, 1) - 10.0 * FADE).abs() < 1e-3, "{}", sum(&forecast, 1));
+        learn(&mut forecast);
+        assert!(sum(&forecast, 1) < 10.0, "each life is counted once");
+    }
+
     #[test]
     fn effects_of_two_features_are_told_apart() {
         let mut forecast = Forecast::new();
@@ -299,7 +327,7 @@ mod tests {
             }
         }
         for _ in 0..10 {
-            forecast.learn();
+            learn(&mut forecast);
         }
         // Never seen together, and yet known.
         let both = forecast.class(features(1, 4));
@@ -320,8 +348,8 @@ mod tests {
             let digits = |place: u32| u8::try_from(number / 30_u32.pow(place) % 30).expect("small");
             forecast.class(Features([digits(0), 0, digits(1), digits(2), digits(3), 0]));
         }
-        assert!(forecast.classes.len() <= CLASSES_MAX + LEVELS, "{}", forecast.classes.len());
+        assert!(forecast.features.len() <= CLASSES_MAX + LEVELS, "{}", forecast.features.len());
         let coarse = forecast.class(Features([7, 0, 31, 31, 31, 3]));
-        assert_eq!(forecast.classes[usize::from(coarse.0)].features, Features([7, 0, 0, 0, 0, 0]));
+        assert_eq!(forecast.features[usize::from(coarse.0)], Features([7, 0, 0, 0, 0, 0]));
     }
 }

@@ -9,6 +9,9 @@
 //! An engine can use a block only where it has all blocks before it, so that only the last blocks of chains, the leaves,
 //! may go. Blocks that went are remembered for a while: a block that comes back tells how long others like it will take.
 //!
+//! Every call is short but for a fit of the forecast, which is somebody else's ([`Eviction::poll_fit`]); the old one serves
+//! meanwhile.
+//!
 //! Limits: [`Settings::known_max`] blocks remembered; whoever was forgotten last is told by
 //! [`Eviction::next_forgotten`], so that its number can be used again. Why not LRU, S3-FIFO, ARC or W-TinyLFU: they see
 //! single blocks and no time, and what decides is when a user answers and whether at all (docs/adr/0020).
@@ -16,6 +19,7 @@
 mod ages;
 mod chains;
 mod features;
+mod fit;
 mod forecast;
 mod lives;
 
@@ -26,6 +30,7 @@ use kvferry_core::Time;
 pub use self::chains::BlockNumber;
 use self::chains::Chains;
 use self::features::Request;
+pub use self::fit::{Fit, Fitted};
 use self::forecast::{Features, Forecast};
 use self::lives::{Life, Lives};
 
@@ -36,6 +41,8 @@ const LOOKED_AT: usize = 64;
 const LOOKS_MAX: usize = 1024;
 /// Requests between two fits of the forecast.
 const LEARN_EVERY: u32 = 256;
+/// Blocks that are looked at to be forgotten, in one step, beside four for each that is too many.
+const FADING_LOOKS: usize = 1024;
 
 /// Limits of an [`Eviction`].
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +64,8 @@ pub struct Eviction {
     fading: VecDeque<BlockNumber>,
     forgotten: VecDeque<BlockNumber>,
     unlearned: u32,
+    /// Not everybody's age has been looked at.
+    is_behind: bool,
 }
 
 impl Eviction {
@@ -72,6 +81,7 @@ impl Eviction {
             fading: VecDeque::new(),
             forgotten: VecDeque::new(),
             unlearned: 0,
+            is_behind: false,
         }
     }
 
@@ -84,7 +94,7 @@ impl Eviction {
     /// A request came for these blocks, in the order of the prompt: each is used now. Those that were not known are, from
     /// now on. `now` never goes back.
     pub fn request(&mut self, now: Time, blocks: &[BlockNumber]) {
-        self.lives.age(now, &self.chains, &mut self.forecast);
+        self.is_behind = !self.lives.age(now, &self.chains, &mut self.forecast);
         let request = Request::new(now, blocks, &self.chains);
         let chosen = self.lives.choose(blocks.len(), &mut self.random);
         for (place, &block) in blocks.iter().enumerate() {
@@ -101,10 +111,29 @@ impl Eviction {
         }
         self.forget();
         self.unlearned += 1;
-        if self.unlearned >= LEARN_EVERY {
-            self.unlearned = 0;
-            self.forecast.learn();
+    }
+
+    /// A fit of the forecast to what was learned since the last one, to be given back to [`handle_fit`](Self::handle_fit);
+    /// a thread that nobody waits for has the time. Who never asks learns nothing.
+    pub fn poll_fit(&mut self) -> Option<Fit> {
+        if self.unlearned < LEARN_EVERY {
+            return None;
         }
+        let fit = self.forecast.fit()?;
+        self.unlearned = 0;
+        Some(fit)
+    }
+
+    /// The forecast from now on.
+    pub fn handle_fit(&mut self, fitted: Fitted) {
+        self.forecast.fitted(fitted);
+    }
+
+    /// Looks after some more blocks that have grown older unused, where a request came after a long silence. True: there
+    /// are others.
+    pub fn catch_up(&mut self, now: Time) -> bool {
+        self.is_behind = self.is_behind && !self.lives.age(now, &self.chains, &mut self.forecast);
+        self.is_behind
     }
 
     /// A block that a request has made behind `parent`, as answers do: of the parent's kind, until it is used. Nothing
@@ -147,6 +176,12 @@ impl Eviction {
     #[must_use]
     pub fn is_likely(&self, block: BlockNumber) -> bool {
         self.chains.is_known(block) && self.forecast.chance(self.chains.kind(block).0) > 0.5
+    }
+
+    /// The block that a stored one was stored behind.
+    #[must_use]
+    pub fn parent(&self, block: BlockNumber) -> Option<BlockNumber> {
+        self.chains.parent(block)
     }
 
     /// Blocks that are stored.
@@ -196,14 +231,31 @@ impl Eviction {
         Some(victim)
     }
 
+    /// Whether the block is stored, and none behind it is.
+    #[must_use]
+    pub fn is_leaf(&self, block: BlockNumber) -> bool {
+        self.chains.is_leaf(block)
+    }
+
+    /// The leaves of which this is true, from the one that is worth least on. Looks at all of them.
+    pub fn least_first(&self, now: Time, is_meant: impl Fn(BlockNumber) -> bool) -> Vec<BlockNumber> {
+        let mut leaves: Vec<_> = self.chains.leaves().iter().copied().filter(|&leaf| is_meant(leaf)).collect();
+        leaves.sort_by(|&one, &other| {
+            let worth = |block| self.chains.worth(block, now, &self.forecast);
+            worth(one).total_cmp(&worth(other))
+        });
+        leaves
+    }
+
     /// A block that is known no more, and whose number may be given to another.
     pub fn next_forgotten(&mut self) -> Option<BlockNumber> {
         self.forgotten.pop_front()
     }
 
     fn forget(&mut self) {
-        // The first look at a block that was used since the last one spares it, the second does not.
-        let mut looks = 2 * self.fading.len();
+        // The first look at a block that was used since the last one spares it, the second does not. What is too much after
+        // so many looks is so until the next ones.
+        let mut looks = FADING_LOOKS + 4 * self.chains.known().saturating_sub(self.settings.known_max);
         while self.chains.known() > self.settings.known_max && looks > 0 {
             looks -= 1;
             let Some(block) = self.fading.pop_front() else { return };

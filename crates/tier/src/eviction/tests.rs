@@ -16,6 +16,9 @@ fn eviction(known_max: usize) -> Eviction {
 fn serve(eviction: &mut Eviction, capacity: usize, now: Time, blocks: &[BlockNumber]) -> usize {
     let hits = eviction.stored_prefix(blocks);
     eviction.request(now, blocks);
+    if let Some(fit) = eviction.poll_fit() {
+        eviction.handle_fit(fit.run());
+    }
     let mut parent = hits.checked_sub(1).map(|last| blocks[last]);
     for &block in &blocks[hits..] {
         if !eviction.store(block, parent) {
@@ -124,4 +127,20 @@ fn any_requests_are_served() {
         serve(&mut eviction, 1 + step % 64, at(step as u64 / 3), &blocks);
         while eviction.next_forgotten().is_some() {}
     }
+}
+
+#[test]
+fn a_request_after_a_long_silence_leaves_the_rest_for_later() {
+    let mut eviction = eviction(1 << 20);
+    for request in 0..3000_u32 {
+        serve(&mut eviction, 100, at(u64::from(request / 10)), &[2 * request, 2 * request + 1]);
+    }
+    assert!(!eviction.catch_up(at(300)), "a busy time leaves nothing");
+    serve(&mut eviction, 100, at(90_000), &[9_999_999]);
+    let mut pieces = 0;
+    while eviction.catch_up(at(90_000)) {
+        pieces += 1;
+    }
+    // 6,000 lives, in some 30 bins that they have reached meanwhile.
+    assert!((10..200).contains(&pieces), "{pieces}");
 }

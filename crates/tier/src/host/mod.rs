@@ -23,7 +23,6 @@ mod recovery;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
 use kvferry_core::Fingerprint;
 use kvferry_memory::Region;
 use zerocopy::IntoBytes as _;
@@ -34,6 +33,7 @@ use self::geometry::Geometry;
 pub use self::packing::Slot;
 use self::record::{Record, State};
 pub use self::recovery::{OpenError, Recovered, Recovery};
+use crate::spread::Spread;
 use crate::store::{BlockHash, ClassId, Found, Held, NotKept, Refused, Reserved, Store, Tenant, parents_first};
 
 /// See the head of this file.
@@ -42,7 +42,7 @@ pub struct Arena {
     geometry: Geometry,
     classes: Classes,
     /// Sealed blocks, and where.
-    index: HashMap<(ClassId, BlockHash), Place, RandomState>,
+    index: Spread<(ClassId, BlockHash), Place>,
     /// Blocks that may not go, and how often they are held.
     pins: HashMap<Place, u32>,
 }
@@ -226,7 +226,7 @@ impl Store for Arena {
     }
 
     fn parents_first(&self) -> Vec<Found> {
-        let found = |(&(class, hash), &place): (&(ClassId, BlockHash), &Place)| {
+        let found = |&((class, hash), place): &((ClassId, BlockHash), Place)| {
             let record = self.read(place)?;
             let parent = (record.parent != BlockHash::default()).then_some(record.parent);
             Some(Found { class, hash, parent, tenant: Tenant(record.tenant.get()) })

@@ -12,6 +12,7 @@ use super::Arena;
 use super::classes::{Classes, Place, clear};
 use super::geometry::Geometry;
 use super::record::{self, ChunkEntry, HEADER_BYTES, Record, State};
+use crate::spread::Spread;
 
 /// Why there is no arena.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -66,7 +67,7 @@ impl Arena {
         let mut arena = Self {
             geometry,
             classes: Classes::new(geometry.chunks),
-            index: HashMap::default(),
+            index: Spread::default(),
             pins: HashMap::new(),
             region,
         };
@@ -127,8 +128,7 @@ impl Arena {
             match record {
                 Ok(Some(record)) if record.bytes.get() == block_bytes => {
                     // The same block twice: the second is room.
-                    if let std::collections::hash_map::Entry::Vacant(vacant) = self.index.entry((class, record.hash)) {
-                        vacant.insert(place);
+                    if self.index.insert((class, record.hash), place) {
                         continue;
                     }
                 }

@@ -114,7 +114,7 @@ impl Tiers {
             self.want_on_disk(name, parent);
             return true;
         }
-        let wanted = !is_damaged && self.promotions.want(self.disk.as_mut(), name, Wants::Claim(claim));
+        let wanted = !is_damaged && self.promotions.want(self.disk.as_mut(), (name, parent), Wants::Claim(claim));
         if wanted {
             promoting.insert(name);
         }

@@ -15,6 +15,7 @@ use kvferry_core::Time;
 
 use super::promotions::Name;
 use super::{DiskJob, Kind, Tiers};
+use crate::cache::NotAdmitted;
 use crate::disk::{self, DiskError, Span};
 use crate::host;
 use crate::store::{BlockHash, Held as _};
@@ -82,9 +83,18 @@ impl Tiers {
             // It may have left host memory.
             let Some(block) = self.host.pin(kind.host, &hash) else { continue };
             let tenant = self.host.owner(kind.host, &hash).unwrap_or_default();
-            let Ok(filling) = disk.admit(now, class, hash, parent, tenant) else {
-                self.host.unpin(&block);
-                continue;
+            let filling = match disk.admit(now, class, hash, parent, tenant) {
+                Ok(filling) => filling,
+                Err(refused) => {
+                    self.host.unpin(&block);
+                    if refused == NotAdmitted::NotYet {
+                        // A file is being made. Who stands behind this block must not go first.
+                        self.demotions.wanted.insert(name);
+                        self.demotions.turns.push_front((name, parent));
+                        return None;
+                    }
+                    continue;
+                }
             };
             let region = Arc::clone(self.host.store().region());
             let span = Span { region, offset: block.offset, room: block.bytes.next_multiple_of(PAGE) };
@@ -109,6 +119,5 @@ impl Tiers {
             }
         }
         self.drop_damaged();
-        self.clear_what_rests();
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Loading {
     kind: Kind,
     group: usize,
     hash: BlockHash,
+    /// The block before it, where that is loaded too.
+    parent: Option<BlockHash>,
     target: BlockIndex,
     /// Host memory did not have it when it was looked up.
     from_disk: bool,
@@ -108,10 +110,12 @@ impl Tiers {
             if blocks.iter().any(|(_, target)| target.0 >= block_count) {
                 return Err(TierFailure::Request);
             }
-            left.extend(blocks.iter().map(|&(hash, target)| Loading {
+            let parents = std::iter::once(None).chain(blocks.iter().map(|(hash, _)| Some(*hash)));
+            left.extend(blocks.iter().zip(parents).map(|(&(hash, target), parent)| Loading {
                 kind,
                 group,
                 hash,
+                parent,
                 target,
                 from_disk: promoted.is_some_and(|of| of.contains(&(kind, hash))),
             }));
@@ -139,7 +143,7 @@ impl Tiers {
                     let name = (kind, next.hash);
                     if let Some(block) = self.host.pin(kind.host, &next.hash) {
                         (next, block)
-                    } else if self.promotions.want(self.disk.as_mut(), name, Wants::Load(work, next)) {
+                    } else if self.promotions.want(self.disk.as_mut(), (name, next.parent), Wants::Load(work, next)) {
                         load.waits += 1;
                         continue;
                     } else {

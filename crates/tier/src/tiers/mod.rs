@@ -10,8 +10,12 @@
 //! no engine waits for a daemon before it uses its memory again, and what was overwritten in the middle of a copy is never
 //! found. A block reaches an engine only with the checksum it was stored with, else the load fails.
 //!
+//! Every call is short, since a look-up waits for whatever the thread is at: what takes longer than a few hundred
+//! microseconds is a [`Chore`] for another thread, or done in pieces by [`Tiers::tidy`].
+//!
 //! Nobody waits behind all blocks of another request: each gets one job at a time, in turn. Limits: [`TierLimits`]. Failure: a [`TierFailure`], and nothing in here touches the engine's blocks any more.
 
+mod chores;
 mod claims;
 mod copying;
 mod demotions;
@@ -29,6 +33,8 @@ use std::time::Duration;
 use kvferry_core::layout::Layout;
 use kvferry_core::{Fingerprint, Time, WorkId};
 
+use self::chores::Clearing;
+pub use self::chores::{CHORES_MAX, Chore, ChoreDone};
 use self::claims::Claim;
 use self::copying::Direction;
 pub use self::copying::{Copied, CopyJob, JobId};
@@ -91,7 +97,7 @@ pub struct Tiers {
     next_job: u64,
     deadlines: BTreeSet<(Time, WorkId)>,
     /// What is to be forgotten once no job is at it.
-    clearing: Vec<(Fingerprint, Vec<Kind>)>,
+    clearing: Vec<Clearing>,
     /// Blocks that are not what was stored, and go once nobody holds them. Nobody finds them meanwhile.
     damaged: HashSet<(ClassId, BlockHash)>,
     damaged_on_disk: HashSet<(ClassId, BlockHash)>,
@@ -109,7 +115,10 @@ enum Job {
 impl Tiers {
     /// Over what host memory holds, and a disk where there is one.
     #[must_use]
-    pub fn new(host: Cache<Arena>, disk: Option<Cache<Shelf>>, limits: TierLimits) -> Self {
+    pub fn new(host: Cache<Arena>, mut disk: Option<Cache<Shelf>>, limits: TierLimits) -> Self {
+        if let Some(disk) = &mut disk {
+            disk.store_mut().hand_out_making();
+        }
         Self {
             host,
             disk,
@@ -204,7 +213,6 @@ impl Tiers {
             // Each job is answered once.
             None => {}
         }
-        self.clear_what_rests();
     }
 
     /// Gives up a load or a store. Its event still follows, once nothing touches its blocks; what a store has copied is
@@ -239,55 +247,6 @@ impl Tiers {
     #[must_use]
     pub fn poll_deadline(&self) -> Option<Time> {
         self.deadlines.first().map(|&(deadline, _)| deadline)
-    }
-
-    /// Nothing that is stored for the fingerprint of these devices, all of one engine, is found any more, nor what is being
-    /// stored now.
-    pub fn clear(&mut self, now: Time, devices: &[Arc<Device>]) {
-        let Some(fingerprint) = devices.first().map(|device| device.fingerprint()) else { return };
-        let claims = self.claims.iter().filter(|(_, claim)| claim.fingerprint == fingerprint);
-        for work in claims.map(|(work, _)| *work).collect::<Vec<_>>() {
-            self.drop_claim(work);
-        }
-        let loads = self.loads.iter().filter(|(_, load)| load.device.fingerprint() == fingerprint);
-        let stores = self.stores.iter().filter(|(_, store)| store.device.fingerprint() == fingerprint);
-        let works: Vec<_> = loads.map(|(work, _)| *work).chain(stores.map(|(work, _)| *work)).collect();
-        for work in works {
-            self.fail(now, work, TierFailure::Cleared);
-        }
-        let names = devices.iter().flat_map(|device| (0..device.group_count()).map(move |group| (device, group)));
-        let kinds: Vec<_> =
-            names.collect::<Vec<_>>().into_iter().filter_map(|(d, group)| self.kind(d, group)).collect();
-        self.promotions.void(self.disk.as_mut(), &kinds);
-        self.demotions.void(&kinds);
-        self.clearing.push((fingerprint, kinds));
-        self.events.push_back(TierEvent::Cleared { fingerprint });
-        self.clear_what_rests();
-    }
-
-    /// Nobody finds what is to be cleared meanwhile, and nothing of it is taken in.
-    fn clear_what_rests(&mut self) {
-        let Self { loads, stores, host, disk, promotions, demotions, .. } = self;
-        self.clearing.retain(|(fingerprint, kinds)| {
-            let is_of = |device: &Device| device.fingerprint() == *fingerprint;
-            let busy = loads.values().any(|load| is_of(&load.device))
-                || stores.values().any(|store| is_of(&store.device))
-                || promotions.is_busy(kinds)
-                || demotions.is_busy(kinds);
-            if !busy {
-                for kind in kinds {
-                    host.clear(kind.host);
-                    if let (Some(disk), Some(class)) = (disk.as_mut(), kind.disk) {
-                        disk.clear(class);
-                    }
-                }
-            }
-            busy
-        });
-    }
-
-    fn is_clearing(&self, device: &Device) -> bool {
-        self.clearing.iter().any(|(fingerprint, _)| *fingerprint == device.fingerprint())
     }
 
     /// Lets go of what is damaged and held by nobody any more.

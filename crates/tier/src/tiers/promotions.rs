@@ -61,14 +61,20 @@ pub(super) enum Wants {
 }
 
 impl Promotions {
-    /// False: the disk does not have the block.
-    pub(super) fn want(&mut self, disk: Option<&mut Cache<Shelf>>, name: Name, who: Wants) -> bool {
+    /// `parent`, where it is known. False: the disk does not have the block.
+    pub(super) fn want(
+        &mut self,
+        disk: Option<&mut Cache<Shelf>>,
+        (name, parent): (Name, Option<BlockHash>),
+        who: Wants,
+    ) -> bool {
         let promotion = match self.open.entry(name) {
             Entry::Occupied(open) => open.into_mut(),
             Entry::Vacant(vacant) => {
                 let (Some(disk), Some(class)) = (disk, name.0.disk) else { return false };
                 let Some(block) = disk.pin(class, &name.1) else { return false };
-                let parent = disk.store().parent(&block);
+                // Not from the disk: nobody waits for it in here.
+                let parent = parent.or_else(|| disk.parent(class, &name.1));
                 let tenant = disk.owner(class, &name.1).unwrap_or_default();
                 self.turns.push_back(name);
                 let (claims, loads) = (Vec::new(), Vec::new());
@@ -138,6 +144,10 @@ impl Tiers {
                     let State::Waiting(block) = before else { continue };
                     return Some(DiskJob::Read { tag, block, span });
                 }
+                Err(NotAdmitted::NotYet) => {
+                    self.promotions.turns.push_front(name);
+                    return None;
+                }
                 Err(refused) => {
                     let promotion = open.remove();
                     if let (State::Waiting(block), Some(disk)) = (promotion.state, &mut self.disk) {
@@ -183,7 +193,6 @@ impl Tiers {
             failure = Some(TierFailure::Evicted);
         }
         self.promoted(name, &claims, loads, failure);
-        self.clear_what_rests();
     }
 
     /// Tells who wants a block that it is there, or not.

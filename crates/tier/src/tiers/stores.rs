@@ -120,6 +120,10 @@ impl Tiers {
             let place = match self.host.admit(now, next.kind.host, next.hash, next.parent, tenant) {
                 Ok(place) => place,
                 Err(NotAdmitted::There) => continue,
+                Err(NotAdmitted::NotYet) => {
+                    store.left.push_front(next);
+                    break;
+                }
                 // Nor is there room for what stands behind it.
                 Err(
                     NotAdmitted::WithoutParent | NotAdmitted::Quota | NotAdmitted::ReadOnly | NotAdmitted::WorthLess,
@@ -216,7 +220,6 @@ impl Tiers {
             }
         }
         self.events.push_back(TierEvent::Stored { work, blocks });
-        self.clear_what_rests();
     }
 
     /// What a store has copied is room again, the last block first.

@@ -106,7 +106,12 @@ impl Node {
                 let copied = job.run();
                 self.tiers.handle_copied(now, &copied);
             }
-            if !self.run_disk(now) {
+            let mut is_busy = self.run_disk(now);
+            while let Some(chore) = self.tiers.poll_chore() {
+                self.tiers.handle_chore(chore.run());
+                is_busy = true;
+            }
+            if !self.tiers.tidy(now) && !is_busy {
                 break;
             }
         }

@@ -45,7 +45,7 @@ from kvferry.client import (
     TierChanged,
 )
 from kvferry.vllm.complaints import Complaints
-from kvferry.vllm.hashes import HASH_BYTES, as_daemon, as_vllm
+from kvferry.vllm.hashes import HASH_BYTES, as_daemon, as_vllm, tenant_named
 from kvferry.vllm.tier.chains import GROUP_BYTES, Chains, group_of
 from kvferry.vllm.tier.identity import tier_fingerprint
 from kvferry.vllm.tier.jobs import Job, Jobs
@@ -99,7 +99,7 @@ class KVFerryTier(SecondaryTierManager):
         self._questions = Questions(self._scheduler, group_count, settings.reply_timeout_ms, self._complaints)
         moving = (self._worker, group_count, self._staging, self._questions, self._jobs, self._complaints)
         self._loads = Loads(*moving)
-        self._stores = Stores(*moving)
+        self._stores = Stores(*moving, tenant_named(settings.namespace))
         self._tells_events = bool(config.enable_kv_cache_events)
         if self._tells_events:
             self._scheduler.watch()

@@ -160,7 +160,7 @@ class Questions:
         try:
             if self._clear_owed:
                 self._client.clear()
-            key = self._client.lookup(request_id, groups, b"")
+            key = self._client.lookup(request_id, groups)
         except Exception as error:
             self._paused_until = self._clock() + PAUSE_SECONDS
             self._complaints.warn("lookup", "kvferry: failed to ask what is kept of %s: %r", request_id, error)

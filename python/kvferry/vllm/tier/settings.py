@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from kvferry.vllm.settings import NAMESPACE_LENGTH_MAX
+
 
 @dataclass(frozen=True)
 class TierSettings:
@@ -22,6 +24,9 @@ class TierSettings:
     # What else tells this engine's KV cache from that of engines with the same model name: the commit of a model that
     # comes from a hub, and whatever identity.py cannot see.
     revision: str = ""
+    # Whose quota in the tiers this engine's chunks count against. At most 256 characters; empty: nobody's in
+    # particular.
+    namespace: str = ""
 
 
 _BOUNDS = {
@@ -55,4 +60,10 @@ def parse(written: Mapping[str, object]) -> TierSettings:
                 f"secondary_tiers: {name} of KVFerryTier must be a whole number from {low} to {high}, not {value!r}"
             )
         numbers[name] = value
-    return TierSettings(socket=socket, revision=revision, **numbers)
+    namespace = written.get("namespace", TierSettings.namespace)
+    if not isinstance(namespace, str) or len(namespace) > NAMESPACE_LENGTH_MAX:
+        raise ValueError(
+            f"secondary_tiers: namespace of KVFerryTier must be a text of at most {NAMESPACE_LENGTH_MAX} characters, "
+            f"not {namespace!r}"
+        )
+    return TierSettings(socket=socket, revision=revision, namespace=namespace, **numbers)

@@ -62,6 +62,7 @@ class Stores:
         questions: Questions,
         jobs: Jobs,
         complaints: Complaints,
+        tenant: bytes = b"",
     ) -> None:
         self._client = client
         self._group_count = group_count
@@ -69,6 +70,7 @@ class Stores:
         self._questions = questions
         self._jobs = jobs
         self._complaints = complaints
+        self._tenant = tenant
         # Half of the slots are left to loads, which requests wait for.
         self._spare = staging.slot_count // 2
         self._waiting: deque[StorePiece] = deque()
@@ -156,7 +158,7 @@ class Stores:
         groups = [TierStore() for _ in range(self._group_count)]
         groups[piece.group] = TierStore(piece.parent or b"", tuple(piece.names), tuple(piece.slots))
         try:
-            key = self._client.store(piece.job.request_id, groups, b"")
+            key = self._client.store(piece.job.request_id, groups, self._tenant)
         except Exception as error:
             self._complaints.warn("store", "kvferry: failed to store chunks of %s: %r", piece.job.request_id, error)
             self._drop(piece)

@@ -20,6 +20,9 @@ pub(super) fn hits(trace: &Trace, capacity: usize) -> u64 {
         let stored = eviction.stored_prefix(&request.blocks);
         hits += stored as u64;
         eviction.request(now, &request.blocks);
+        if let Some(fit) = eviction.poll_fit() {
+            eviction.handle_fit(fit.run());
+        }
         let mut parent = stored.checked_sub(1).map(|last| request.blocks[last]);
         for &block in &request.blocks[stored..] {
             if !eviction.store(block, parent) {

@@ -19,8 +19,18 @@ fn cache(path: &Path) -> (Cache<Shelf>, ClassId) {
     (cache, class)
 }
 
+fn serve(cache: &mut Cache<Shelf>, mover: &mut Mover, when: (u64, ClassId), chain: &[u64]) -> usize {
+    serve_to(cache, mover, when, chain, Tenant(0))
+}
+
 /// What a daemon does for an engine: reads what is there, as far as it is whole, and stores the rest.
-fn serve(cache: &mut Cache<Shelf>, mover: &mut Mover, (now, class): (u64, ClassId), chain: &[u64]) -> usize {
+fn serve_to(
+    cache: &mut Cache<Shelf>,
+    mover: &mut Mover,
+    (now, class): (u64, ClassId),
+    chain: &[u64],
+    tenant: Tenant,
+) -> usize {
     let region = memory(BYTES.next_multiple_of(4096));
     let span = Span { region: Arc::clone(&region), offset: 0, room: region.len() };
     let names: Vec<BlockHash> = chain.iter().copied().map(hash).collect();
@@ -39,7 +49,7 @@ fn serve(cache: &mut Cache<Shelf>, mover: &mut Mover, (now, class): (u64, ClassI
     }
     let mut parent = there.checked_sub(1).map(|last| names[last]);
     for place in there..chain.len() {
-        if let Ok(filling) = cache.admit(at(now), class, names[place], parent, Tenant(0)) {
+        if let Ok(filling) = cache.admit(at(now), class, names[place], parent, tenant) {
             let bytes = body(chain[place], BYTES);
             region.write(0, &bytes).expect("inside");
             mover.write(0, filling, &span).expect("room");
@@ -80,4 +90,33 @@ fn what_was_stored_is_used_again_and_what_is_damaged_is_stored_anew() {
     assert_eq!(serve(&mut one, &mut mover, (102, class), &chain), 0);
     assert!(one.damaged_blocks() >= 1);
     while serve(&mut one, &mut mover, (103, class), &chain) < 6 {}
+}
+
+#[test]
+fn a_tenant_has_no_more_of_the_disk_than_its_quota_and_costs_the_others_nothing() {
+    let folder = folder();
+    let path = folder.path().join("shelf");
+    let mut mover = Mover::open(SETTINGS).expect("a way to the disk");
+    let (small, other) = (Tenant(1), Tenant(2));
+    let chain =
+        |tenant: u64, request: u64| (0..4).map(|block| 10_000 * tenant + 10 * request + block).collect::<Vec<_>>();
+    let (mut one, class) = cache(&path);
+    one.set_quotas(at(0), [(small, 12 * BYTES)]);
+    for request in 0..4 {
+        serve_to(&mut one, &mut mover, (request, class), &chain(2, request), other);
+    }
+    for request in 0..20 {
+        serve_to(&mut one, &mut mover, (10 + request, class), &chain(1, request), small);
+        assert!(one.held_by(small) <= 12 * BYTES);
+    }
+    assert_eq!((one.held_by(small), one.held_by(other)), (12 * BYTES, 16 * BYTES));
+    drop(one);
+    let (mut one, class) = cache(&path);
+    one.set_quotas(at(0), [(small, 5 * BYTES)]);
+    assert_eq!((one.held_by(small), one.held_by(other)), (5 * BYTES, 16 * BYTES));
+    for request in 0..4 {
+        assert_eq!(serve_to(&mut one, &mut mover, (1, class), &chain(2, request), other), 4);
+    }
+    serve_to(&mut one, &mut mover, (2, class), &chain(1, 100), small);
+    assert!(one.held_by(small) <= 5 * BYTES);
 }

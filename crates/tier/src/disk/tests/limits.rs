@@ -132,3 +132,62 @@ fn blocks_larger_than_an_extent_are_refused() {
     }
     assert_eq!(class(&mut world, 8192), Err(Refused::Class), "one more than there may be");
 }
+
+/// Makes what is to be made, as the thread for that does.
+fn make(world: &mut World) {
+    let making = world.shelf().poll_making().expect("a file to be made");
+    let made = making.run();
+    world.shelf().handle_made(made);
+}
+
+#[test]
+fn a_block_waits_for_a_file_that_is_made_elsewhere_and_nothing_goes_for_it() {
+    let mut world = World::new(LIMITS, SETTINGS);
+    world.shelf().hand_out_making();
+    let class = world.class(1, 60_000);
+    assert_eq!(world.put(class, 0), Err(Refused::NotYet));
+    assert_eq!(world.put(class, 0), Err(Refused::NotYet), "it has not been begun");
+    let making = world.shelf().poll_making().expect("a file to be made");
+    assert_eq!((world.put(class, 0), extents(&world.path()).len()), (Err(Refused::NotYet), 0), "nobody has the time");
+    assert!(world.shelf().poll_making().is_none(), "one at a time");
+    let made = making.run();
+    world.shelf().handle_made(made);
+    assert_eq!((world.put(class, 0), extents(&world.path()).len()), (Ok(()), 1));
+    let mut count = 1;
+    let full = loop {
+        match world.put(class, count) {
+            Ok(()) => count += 1,
+            Err(Refused::NotYet) => make(&mut world),
+            Err(full) => break full,
+        }
+        let used = world.shelf().used();
+        assert!(taken(&world.path()).0 <= used.0 && used.0 <= LIMITS.bytes_max);
+    };
+    assert_eq!(full, Refused::Full);
+    // Files that are empty go for another class's, in the same turn.
+    (0..count).for_each(|number| assert!(world.shelf().remove(class, &hash(number))));
+    let (before, other) = (extents(&world.path()).len(), world.class(2, 5000));
+    assert_eq!((world.put(other, 0), extents(&world.path()).len()), (Err(Refused::NotYet), before));
+    make(&mut world);
+    assert!(world.put(other, 0).is_ok() && extents(&world.path()).len() <= before);
+    let used = world.shelf().used();
+    world.reopen();
+    assert_eq!((world.shelf().used(), world.recovery.blocks), (used, 1));
+}
+
+#[test]
+fn a_file_that_cannot_be_made_is_told_of_and_tried_again() {
+    let mut world = World::new(LIMITS, SETTINGS);
+    world.shelf().hand_out_making();
+    let (class, used) = (world.class(1, 60_000), world.shelf().used());
+    let in_the_way = world.path().join("extent-0000000001.new");
+    std::fs::create_dir(&in_the_way).expect("a folder in its place");
+    assert_eq!(world.put(class, 0), Err(Refused::NotYet));
+    make(&mut world);
+    assert_eq!((world.shelf().used(), world.shelf().counts().failed_files), (used, 1));
+    assert_eq!(world.put(class, 0), Err(Refused::Full), "something else may go for it");
+    assert_eq!(world.put(class, 0), Err(Refused::NotYet));
+    std::fs::remove_dir(&in_the_way).expect("it is empty");
+    make(&mut world);
+    assert_eq!(world.put(class, 0), Ok(()));
+}

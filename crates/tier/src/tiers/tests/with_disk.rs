@@ -102,8 +102,33 @@ fn clearing_reaches_the_disk_and_what_is_on_its_way() {
     node.tiers.clear(at(2), &devices);
     assert_eq!(node.lookup_failure(at(2), &engine), Some(TierFailure::Cleared));
     node.mover.write(tag, filling, &span).expect("room");
-    node.run_disk(at(2));
+    assert_eq!(node.lookup_failure(at(2), &engine), Some(TierFailure::Cleared), "the disk still writes");
+    node.run(at(2));
     assert_eq!((node.on_disk(), node.tiers.host().blocks()), (0, 0));
-    node.run(at(3));
     assert_eq!(node.lookup(at(3), &[&engine], &[hash(1), hash(2)]).1, 0);
+}
+
+#[test]
+fn what_is_cleared_goes_in_pieces_and_nobody_finds_it_meanwhile() {
+    let mut node = Node::with_disk();
+    let (engine, other) = (device(0, 1), device(0, 1));
+    let many: Vec<(u8, u32)> = (1..=200).map(|number| (number, u32::from(number) % BLOCKS)).collect();
+    assert_eq!(node.keep(at(0), &engine, None, &many), 200);
+    let chain: Vec<_> = (1..=200).map(hash).collect();
+    assert_eq!(node.lookup(at(1), &[&engine], &chain).1, 200);
+    node.run(at(1));
+    assert_eq!(node.on_disk(), 200);
+    node.tiers.clear(at(200), &[Arc::clone(&engine)]);
+    let mut pieces = 0;
+    while node.tiers.tidy(at(200)) {
+        pieces += 1;
+        let left = node.tiers.host().blocks() + node.on_disk();
+        assert!(left + 64 * pieces >= 400, "{left} after {pieces}");
+        if left > 0 {
+            assert_eq!(node.lookup_failure(at(200), &other), Some(TierFailure::Cleared));
+        }
+    }
+    assert_eq!((node.on_disk(), node.tiers.host().blocks()), (0, 0));
+    node.run(at(200));
+    assert_eq!(node.lookup(at(201), &[&other], &chain).1, 0, "and is asked for again");
 }

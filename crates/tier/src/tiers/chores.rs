@@ -1,0 +1,148 @@
+//! What nobody waits for: work for another thread, and what is done bit by bit between look-ups.
+//!
+//! ```text
+//! poll_chore -> Chore::run on a thread of low priority -> handle_chore
+//! clear -> nobody finds it -> nothing is at it any more -> tidy, tidy, ... -> room
+//! ```
+//!
+//! Limits: one fit of each tier and one file of the disk are out at a time; [`tidy`](Tiers::tidy) takes some 0.1 ms. A chore
+//! that never comes back costs what it was for: an old forecast serves on, blocks are not written to the disk.
+
+use std::sync::Arc;
+
+use kvferry_core::{Fingerprint, Time};
+
+use super::{Device, Kind, Tier, TierEvent, TierFailure, Tiers};
+use crate::disk::{Made, Making};
+use crate::eviction::{Fit, Fitted};
+
+/// Chores that are out at a time, at most.
+pub const CHORES_MAX: usize = 3;
+
+/// Work that takes milliseconds, to be answered by [`Tiers::handle_chore`].
+#[derive(Debug)]
+pub enum Chore {
+    /// The forecast of a tier is to learn.
+    Fit(Tier, Fit),
+    /// The disk needs a file.
+    Making(Making),
+}
+
+/// What came of a [`Chore`].
+#[derive(Debug)]
+pub enum ChoreDone {
+    /// A forecast.
+    Fitted(Tier, Fitted),
+    /// A file, or none.
+    Made(Made),
+}
+
+impl Chore {
+    /// Does it, on the caller's thread.
+    #[must_use]
+    pub fn run(self) -> ChoreDone {
+        match self {
+            Self::Fit(tier, fit) => ChoreDone::Fitted(tier, fit.run()),
+            Self::Making(making) => ChoreDone::Made(making.run()),
+        }
+    }
+}
+
+/// What is stored of a fingerprint is to be forgotten.
+pub(super) struct Clearing {
+    fingerprint: Fingerprint,
+    kinds: Vec<Kind>,
+    /// Of the last kind: which tier is looked through, and from where on.
+    at: (Tier, usize),
+}
+
+impl Tiers {
+    /// The next thing to be done elsewhere.
+    pub fn poll_chore(&mut self) -> Option<Chore> {
+        if let Some(making) = self.disk.as_mut().and_then(|disk| disk.store_mut().poll_making()) {
+            return Some(Chore::Making(making));
+        }
+        if let Some(fit) = self.host.poll_fit() {
+            return Some(Chore::Fit(Tier::Host, fit));
+        }
+        self.disk.as_mut().and_then(|disk| disk.poll_fit()).map(|fit| Chore::Fit(Tier::Disk, fit))
+    }
+
+    /// It is done.
+    pub fn handle_chore(&mut self, done: ChoreDone) {
+        match (done, &mut self.disk) {
+            (ChoreDone::Fitted(Tier::Host, fitted), _) => self.host.handle_fit(fitted),
+            (ChoreDone::Fitted(Tier::Disk, fitted), Some(disk)) => disk.handle_fit(fitted),
+            (ChoreDone::Made(made), Some(disk)) => disk.store_mut().handle_made(made),
+            // Without a disk there is nothing of it to do.
+            (_, None) => {}
+        }
+    }
+
+    /// Does a little of what has to be done at some time. True: there is more, and nobody will say so.
+    pub fn tidy(&mut self, now: Time) -> bool {
+        let host_is_behind = self.host.catch_up(now);
+        let disk_is_behind = self.disk.as_mut().is_some_and(|disk| disk.catch_up(now));
+        self.clear_some() || host_is_behind || disk_is_behind
+    }
+
+    /// Nothing that is stored for the fingerprint of these devices, all of one engine, is found any more, nor what is being
+    /// stored now.
+    pub fn clear(&mut self, now: Time, devices: &[Arc<Device>]) {
+        let Some(fingerprint) = devices.first().map(|device| device.fingerprint()) else { return };
+        let claims = self.claims.iter().filter(|(_, claim)| claim.fingerprint == fingerprint);
+        for work in claims.map(|(work, _)| *work).collect::<Vec<_>>() {
+            self.drop_claim(work);
+        }
+        let loads = self.loads.iter().filter(|(_, load)| load.device.fingerprint() == fingerprint);
+        let stores = self.stores.iter().filter(|(_, store)| store.device.fingerprint() == fingerprint);
+        let works: Vec<_> = loads.map(|(work, _)| *work).chain(stores.map(|(work, _)| *work)).collect();
+        for work in works {
+            self.fail(now, work, TierFailure::Cleared);
+        }
+        let names = devices.iter().flat_map(|device| (0..device.group_count()).map(move |group| (device, group)));
+        let kinds: Vec<_> =
+            names.collect::<Vec<_>>().into_iter().filter_map(|(d, group)| self.kind(d, group)).collect();
+        self.promotions.void(self.disk.as_mut(), &kinds);
+        self.demotions.void(&kinds);
+        self.clearing.push(Clearing { fingerprint, kinds, at: (Tier::Host, 0) });
+        self.events.push_back(TierEvent::Cleared { fingerprint });
+    }
+
+    pub(super) fn is_clearing(&self, device: &Device) -> bool {
+        self.clearing.iter().any(|clearing| clearing.fingerprint == device.fingerprint())
+    }
+
+    /// A piece of what is to be cleared, and that nothing is at any more. Nobody finds it meanwhile, and nothing of it is taken
+    /// in.
+    fn clear_some(&mut self) -> bool {
+        let Some(place) = self.clearing.iter().position(|clearing| !self.is_busy(clearing)) else { return false };
+        let Clearing { kinds, at: (tier, from), .. } = &mut self.clearing[place];
+        let Some(kind) = kinds.last() else {
+            self.clearing.swap_remove(place);
+            return !self.clearing.is_empty();
+        };
+        let next = match (*tier, &mut self.disk, kind.disk) {
+            (Tier::Host, _, _) => self.host.clear_piece(kind.host, *from),
+            (Tier::Disk, Some(disk), Some(class)) => disk.clear_piece(class, *from),
+            (Tier::Disk, _, _) => None,
+        };
+        match (next, *tier) {
+            (Some(next), _) => *from = next,
+            (None, Tier::Host) => (*tier, *from) = (Tier::Disk, 0),
+            (None, Tier::Disk) => {
+                kinds.pop();
+                (*tier, *from) = (Tier::Host, 0);
+            }
+        }
+        true
+    }
+
+    fn is_busy(&self, clearing: &Clearing) -> bool {
+        let is_of = |device: &Device| device.fingerprint() == clearing.fingerprint;
+        self.loads.values().any(|load| is_of(&load.device))
+            || self.stores.values().any(|store| is_of(&store.device))
+            || self.promotions.is_busy(&clearing.kinds)
+            || self.demotions.is_busy(&clearing.kinds)
+    }
+}
