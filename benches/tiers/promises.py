@@ -15,7 +15,8 @@ from under_load import IDLE
 
 OURS = Source(NAME)
 MEMCPY = Source("memcpy")
-FIO = Source("fio")
+# The one that takes turns with ours within seconds: a disk that others share has good seconds and bad ones.
+FIO = Source("fio", (("beside", NAME),))
 RECOMPUTE = Source("recompute")
 AT_REST = Source(IDLE)
 LOOK_UP_US = 150.0
@@ -108,9 +109,10 @@ many rounds, of one prompt each.
 - *Look-up*: one call for each hash, inside the process that holds the arena of 8 GiB. The HashSet, the dict and Redis
   hold as many keys as the arena has blocks of 64 KiB. Redis alone is asked across processes: on a Unix socket, in one
   pipeline, by redis-py (`way client`) and by the bare bytes (`way wire`).
-- *Disk*: fio by io_uring and O_DIRECT, at random places of one file of 2 GiB. LMCache by its own `bench l2` with
-  its fs_native adapter and O_DIRECT, as many keys in one submission as fio has operations under way; its times are
-  those of such a submission, and so its p50 and p99 are not fio's.
+- *Disk*: fio by io_uring and O_DIRECT, at random places of one file of 2 GiB; verdicts are against the fio that takes
+  turns with ours within seconds. LMCache by its own `bench l2` with its fs_native adapter and O_DIRECT, as many keys in
+  one submission as fio has operations under way; its times are those of such a submission, and so its p50 and p99 are
+  not fio's.
 - *Beside*: two daemons on loopback, and clients that stand in for engines; a transfer takes as long as the reader's
   daemon says, from the order to the delivery, with pauses of up to 8 ms between them. *KVFerry* is beside an engine at
   each daemon that stores into host memory, from there to the disk, and loads from both, as fast as it is let; *idle* is

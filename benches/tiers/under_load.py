@@ -19,8 +19,8 @@ from peer import Peer, Turn
 BENCH = "daemons"
 PACKAGE = "kvferry"
 LIMIT_S = 300.0
-# Each kind has two turns for each shape.
-TURN_S = 1
+# Each kind has one turn for each shape, and each round is another run.
+TURN_S = 2
 IDLE = "idle"
 FLOOR = "floor"
 KINDS = {"idle": IDLE, "offload": OURS, "floor": FLOOR}
@@ -37,7 +37,7 @@ class Daemons(Peer):
             self._restart(turn, found["restart"])
 
     def _ask(self, turn: Turn) -> dict[str, Any]:
-        words = [turn.setting.name, "--json", f"--seconds={TURN_S}"]
+        words = [turn.setting.name, "--json", f"--seconds={TURN_S}", "--turns=1"]
         printed = output([program(BENCH, PACKAGE), *words], log=turn.log("bench-daemons"), limit_s=LIMIT_S)
         try:
             # What tests print of their seeds stands before it.
