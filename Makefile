@@ -7,7 +7,7 @@
 #   make bench-peers KVFerry beside NIXL, Mooncake, iperf3 and raw sockets, in under 30 minutes: benches/RESULTS.md
 #                    (shorter while developing: ROUNDS=1 ONLY=lo,copy PEERS=nixl-tcp,iperf3)
 #   make bench-tiers KVFerry's host memory and disk beside memcpy, fio, Mooncake, LMCache, Redis; first token in vLLM
-#                    (one part while developing: ROUNDS=1 ONLY=host, of host, look-up, disk, ttft)
+#                    (one part while developing: ROUNDS=1 ONLY=host, of host, look-up, disk, beside, restart, ttft)
 #   make bench-vllm  first token on D: recompute, vLLM's NixlConnector, KVFerry; rewrites its section of benches/RESULTS.md
 #
 # Each installs what it lacks (under target/, and Debian packages where it runs as root) and nothing twice.

@@ -33,8 +33,9 @@ const DATA_THREADS_DEFAULT_MAX: usize = 2;
 
 /// A smaller buffer holds less than two packets of a loopback device; a larger one than a GiB is a slip of the pen.
 const SOCKET_BUFFER_KIB: std::ops::RangeInclusive<u32> = 128..=1 << 20;
-/// The lowest real-time priority: it goes before every normal thread, and other real-time threads go first.
-const REALTIME_PRIORITY_DEFAULT: u8 = 1;
+/// The lowest but one: it goes before every normal thread and the tiers' threads, which have one less, and other
+/// real-time threads go first.
+const REALTIME_PRIORITY_DEFAULT: u8 = 2;
 const REALTIME_PRIORITY_MAX: u64 = 99;
 
 /// What the daemon runs with.

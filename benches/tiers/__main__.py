@@ -37,6 +37,7 @@ from peer import Peer
 from places import SETTINGS
 from promises import PAGE
 from rows import Row, read
+from under_load import FLOOR, IDLE, Daemons
 
 RESULTS = installation.ROOT / "benches" / "RESULTS.md"
 RAW = installation.ROOT / "benches" / "results"
@@ -52,6 +53,7 @@ PACKAGES: installation.Packages = {
 }
 PEERS: tuple[Peer, ...] = (
     Tiers(OURS, "KVFerry", ("host", "look-up", "disk")),
+    Daemons(OURS, "KVFerry", ("beside", "restart")),
     BlockCopy("copy-program", "copy by a C program", ("host",)),
     MooncakeStore("mooncake", "Mooncake's store, local", ("host",)),
     Dict("dict", "Python dict", ("look-up",)),
@@ -61,6 +63,7 @@ PEERS: tuple[Peer, ...] = (
 )
 # Ceilings that are measured in our own turns, and ways of asking one engine.
 BESIDE = {"memcpy": "memcpy of the same blocks", "hash-set": "HashSet of the same hashes"} | WAYS
+BESIDE |= {IDLE: "KVFerry without offload", FLOOR: "KVFerry beside a copy of the idle class"}
 
 
 def arguments() -> argparse.Namespace:

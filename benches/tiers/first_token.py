@@ -43,6 +43,7 @@ ANSWER_TOKENS = 2
 STORED_LIMIT_S = 30.0
 # A block is written in milliseconds.
 WRITTEN_PAUSE_S = 0.5
+WRITTEN_LIMIT_S = 30.0
 CACHED = "vllm:prefix_cache_hits_total"
 LOADED = "vllm:external_prefix_cache_hits_total"
 WAYS = {
@@ -76,9 +77,16 @@ class Node:
         self.daemon.wait_attached(self.engine.name)
 
     def wait_written(self) -> None:
-        """Until nothing more comes to the disk; whether enough did, the bytes of the next load tell."""
+        """Until nothing more comes to the disk; whether enough did, the bytes of the next load tell.
+
+        Raises:
+            PeerError: there is no end to it.
+        """
         before = -1
+        deadline = time.monotonic() + WRITTEN_LIMIT_S
         while (now := self.daemon.status().tiers["disk"]["blocks"]) != before:
+            if time.monotonic() > deadline:
+                raise PeerError(f"the disk was still written to after {WRITTEN_LIMIT_S:.0f} s: {now} blocks")
             before = now
             time.sleep(WRITTEN_PAUSE_S)
 

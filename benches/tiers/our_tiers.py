@@ -33,13 +33,13 @@ def has_bench(name: str) -> bool:
 
 
 @cache
-def program(name: str) -> Path:
-    """Builds a bench of `kvferry-tier`, where that is needed, and says where it is.
+def program(name: str, package: str = "kvferry-tier") -> Path:
+    """Builds a bench, where that is needed, and says where it is.
 
     Raises:
         PeerError: it cannot be built.
     """
-    command = ["cargo", "bench", "--locked", "--package", "kvferry-tier", "--bench", name, "--no-run"]
+    command = ["cargo", "bench", "--locked", "--package", package, "--bench", name, "--no-run"]
     done = subprocess.run(
         [*command, "--message-format", "json"], cwd=installation.ROOT, stdout=subprocess.PIPE, text=True, check=False
     )

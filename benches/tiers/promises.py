@@ -7,16 +7,27 @@ from collections.abc import Sequence
 from figures import Source
 from first_token import WAYS
 from our_tiers import OURS as NAME
-from places import DISK, HOST, LOOK_UP, SETTINGS, TTFT
+from places import BESIDE, DISK, HOST, LOOK_UP, RESTART, SETTINGS, TTFT
 from results import Page, table
 from rows import Row
 from targets import Claim, Target
+from under_load import IDLE
 
 OURS = Source(NAME)
 MEMCPY = Source("memcpy")
-FIO = Source("fio")
+# The one that takes turns with ours within seconds: a disk that others share has good seconds and bad ones.
+FIO = Source("fio", (("beside", NAME),))
 RECOMPUTE = Source("recompute")
+AT_REST = Source(IDLE)
 LOOK_UP_US = 150.0
+GAP_US = 500e3
+ATTACHED_US = 200e3
+
+
+def _after_a_restart(what: str, how: str, source: str, bound: float) -> Target:
+    ours = Source(NAME, (("how", how), ("what", source)))
+    return Target(what, "restart", RESTART, ours, (), 1.0, unit="p50_us", bound=bound)
+
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -51,6 +62,26 @@ CLAIMS: tuple[Claim, ...] = (
         tuple(Target("disk, p99", "disk", c, OURS, (FIO,), 2.0, unit="p99_us") for c in DISK),
     ),
     Claim(
+        "Offload that saturates both daemons does not delay transfers between them: p99 within 1.25 of idle daemons.",
+        "a median ratio of p99 above 1.25 in any of the four shapes",
+        tuple(
+            Target("transfer beside offload, p99", "beside", c, OURS, (AT_REST,), 1.25, unit="p99_us") for c in BESIDE
+        ),
+    ),
+    Claim(
+        "A daemon that is replaced under load is silent for less than 500 ms, and has all that it had acknowledged.",
+        "a median gap above 500 ms, or a block that is not there again",
+        (
+            _after_a_restart("gap, ended and started again", "end", "gap", GAP_US),
+            _after_a_restart("gap, kill -9 and started again", "kill", "gap", GAP_US),
+        ),
+    ),
+    Claim(
+        "An engine that starts again is attached within 200 ms, and finds its blocks.",
+        "a median above 200 ms",
+        tuple(_after_a_restart("engine attached, and answered", how, "engine", ATTACHED_US) for how in ("end", "kill")),
+    ),
+    Claim(
         "In vLLM, the first token of a prompt of 1,500 tokens that host memory holds takes 0.15 of computing it.",
         "a median ratio above 0.15, or rounds in which fewer bytes were loaded than the prompt's whole blocks have",
         (Target("first token, loaded from host memory", "ttft", TTFT, Source("host"), (RECOMPUTE,), 0.15, "p50_us"),),
@@ -78,9 +109,16 @@ many rounds, of one prompt each.
 - *Look-up*: one call for each hash, inside the process that holds the arena of 8 GiB. The HashSet, the dict and Redis
   hold as many keys as the arena has blocks of 64 KiB. Redis alone is asked across processes: on a Unix socket, in one
   pipeline, by redis-py (`way client`) and by the bare bytes (`way wire`).
-- *Disk*: fio by io_uring and O_DIRECT, at random places of one file of 2 GiB. LMCache by its own `bench l2` with
-  its fs_native adapter and O_DIRECT, as many keys in one submission as fio has operations under way; its times are
-  those of such a submission, and so its p50 and p99 are not fio's.
+- *Disk*: fio by io_uring and O_DIRECT, at random places of one file of 2 GiB; verdicts are against the fio that takes
+  turns with ours within seconds. LMCache by its own `bench l2` with its fs_native adapter and O_DIRECT, as many keys in
+  one submission as fio has operations under way; its times are those of such a submission, and so its p50 and p99 are
+  not fio's.
+- *Beside*: two daemons on loopback, and clients that stand in for engines; a transfer takes as long as the reader's
+  daemon says, from the order to the delivery, with pauses of up to 8 ms between them. *KVFerry* is beside an engine at
+  each daemon that stores into host memory, from there to the disk, and loads from both, as fast as it is let; *idle* is
+  without. *Floor* is beside as many bytes a second copied by threads of the idle class outside of the daemons.
+- *Restart*: the gap is from the last answer of one daemon to the first of the next, as a client under load has them.
+  *Engine* is from a client's start until it has attached and its first look-up is answered.
 - *vLLM*: one engine on the CPU with SmolLM2-135M, one prompt of about 1,500 tokens at a time. *Recompute* has a salt
   that nothing was stored under, and the same engine and connector. *Own prefix cache* is the engine's, and the ceiling.
   Before *host* the engine is told to forget its prefix cache; the daemon's blocks are left alone.

@@ -83,7 +83,7 @@ fn data_threads_follow_the_cores_unless_told() {
 #[test]
 fn real_time_threads_do_not_spin() {
     let realtime = |text| Config::parse(text).expect("accepted").limits.realtime;
-    assert_eq!(realtime(""), Realtime::IfAllowed(1));
+    assert_eq!(realtime(""), Realtime::IfAllowed(2));
     assert_eq!(realtime("[limits]\nrealtime_priority = 0"), Realtime::Never);
     assert_eq!(realtime("[limits]\nrealtime_priority = 99"), Realtime::Wanted(99));
     assert_eq!(realtime("[limits]\nspin_us = 20"), Realtime::Never);

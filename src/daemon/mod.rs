@@ -152,14 +152,16 @@ impl Daemon {
                 let works_max = config.tier_works_max();
                 let tiers =
                     tier::open(host, config.tier_disk.as_ref(), works_max, limits.lease_blocks_max, clock.now())?;
-                let (handle, thread) = tier::thread::start(
-                    clock,
-                    tiers,
-                    host.copy_threads,
-                    tier::thread::COMMANDS_PER_WORK * works_max + limits.sessions_max,
-                    &scheduling,
-                    tier_events,
-                )?;
+                let (handle, thread) = scheduling.one_below(|| {
+                    tier::thread::start(
+                        clock,
+                        tiers,
+                        host.copy_threads,
+                        tier::thread::COMMANDS_PER_WORK * works_max + limits.sessions_max,
+                        &scheduling,
+                        tier_events,
+                    )
+                })?;
                 (Some(Tiering::new(handle)), Some(thread))
             }
         };

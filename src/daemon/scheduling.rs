@@ -3,6 +3,7 @@
 //! ```text
 //! limits.realtime_priority -> Scheduling::take, on the control thread, before there is another
 //!     -> inherited: data threads, copy threads, the kernel's workers of io_uring
+//!     -> one below, `one_below`: the tiers' threads, for transfers between engines go first (docs/adr/0024)
 //!     -> given back by `stand_back`: threads of tokio's blocking pool (files, host names)
 //! ```
 //!
@@ -18,7 +19,7 @@
 
 use std::{fmt, io};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use rustix::process::{getpriority_process, setpriority_process};
 use serde::{Deserialize, Serialize};
 use thread_priority::{
@@ -56,12 +57,19 @@ impl fmt::Display for Scheduling {
 impl Scheduling {
     /// Asks for the calling thread, and with it for all that it starts.
     pub(crate) fn take(wanted: Realtime) -> Result<Self> {
-        let (priority, must) = match wanted {
+        let (mut priority, must) = match wanted {
             Realtime::Never => return Ok(Self::default()),
             Realtime::IfAllowed(priority) => (priority, false),
             Realtime::Wanted(priority) => (priority, true),
         };
-        match become_realtime(priority) {
+        // Who has been granted less than the default still has the class.
+        let lowest = if must { priority } else { 1 };
+        let mut taken = become_realtime(priority);
+        while taken.is_err() && priority > lowest {
+            priority -= 1;
+            taken = become_realtime(priority);
+        }
+        match taken {
             Ok(()) => {
                 tracing::info!(priority, "threads that engines wait for run in the real-time class SCHED_RR");
                 Ok(Self { realtime_priority: priority, refused: String::new() })
@@ -78,6 +86,19 @@ impl Scheduling {
                 Ok(Self { realtime_priority: 0, refused: refused.to_string() })
             }
         }
+    }
+
+    /// Starts threads that are to come behind those for transfers between engines: a priority lower, and in the normal class
+    /// where there is none. They inherit it from the calling thread, which is what it was when this returns.
+    pub(crate) fn one_below<T>(&self, start: impl FnOnce() -> Result<T>) -> Result<T> {
+        match self.realtime_priority {
+            0 => return start(),
+            1 => self.stand_back(),
+            priority => become_realtime(priority - 1).context("lower the real-time priority")?,
+        }
+        let started = start();
+        become_realtime(self.realtime_priority).context("take the real-time priority again")?;
+        started
     }
 
     /// For threads that no engine waits for: back to the normal class, at the niceness that they have.

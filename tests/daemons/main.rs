@@ -13,6 +13,7 @@ mod latency;
 mod links;
 mod namespaces;
 mod ports;
+mod replaced;
 mod requests;
 mod rings;
 mod scheduling;

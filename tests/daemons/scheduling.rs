@@ -103,13 +103,59 @@ fn threads_that_engines_wait_for_are_real_time() {
     if !may_be_real_time("threads that engines wait for are real-time") {
         return;
     }
-    for (limits, priority) in [("", 1), ("realtime_priority = 7", 7)] {
+    for (limits, priority) in [("", 2), ("realtime_priority = 7", 7)] {
         let daemon = Daemon::start_with(&limited(limits));
         let serving = serving(&daemon);
         assert!(serving.iter().all(|thread| thread.is_real_time(priority)), "{limits:?}: {serving:?}");
         assert_eq!(daemon.status()["scheduling"]["realtime_priority"], priority);
         assert_eq!(daemon.status()["scheduling"]["refused"], "");
     }
+}
+
+#[test]
+fn threads_of_the_tiers_come_behind_those_of_transfers() {
+    if !may_be_real_time("threads of the tiers come behind those of transfers") {
+        return;
+    }
+    for (limits, below) in [("", Some(1)), ("realtime_priority = 7", Some(6)), ("realtime_priority = 1", None)] {
+        let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+        let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder on a disk");
+        let tables = format!(
+            "[tier.host]\nmib = 64\ncopy_threads = 1\npath = {:?}\n[tier.disk]\nmib = 64\npath = {:?}\n",
+            memory.path().join("arena"),
+            disk.path().join("store")
+        );
+        let daemon = Daemon::start_with(&DaemonOptions { tables, ..limited(limits) });
+        let found = || {
+            let of_tiers = ["kvferry-tier", "kvferry-load-0", "kvferry-disk", "kvferry-store"];
+            threads(&daemon).into_iter().filter(|thread| of_tiers.contains(&&*thread.name)).collect::<Vec<_>>()
+        };
+        let is_right = |thread: &Thread| match below {
+            Some(priority) if thread.name != "kvferry-store" => thread.is_real_time(priority),
+            _ => thread.is_normal(),
+        };
+        // The one that stores gives its class back when it begins.
+        wait(
+            || format!("{below:?} for {limits:?}: {:?}", found()),
+            || (found().len() == 4 && found().iter().all(is_right)).then_some(()),
+        );
+        let priority = below.map_or(1, |below| below + 1);
+        let control = threads(&daemon).into_iter().find(|thread| thread.is_control).expect("its first thread");
+        assert!(control.is_real_time(priority), "as it was before it started them: {control:?}");
+        assert_eq!(daemon.status()["scheduling"]["realtime_priority"], priority);
+    }
+}
+
+#[test]
+fn who_is_granted_less_than_the_default_has_that() {
+    if !may_be_real_time("who is granted less than the default has that") {
+        return;
+    }
+    let Some(within) = without_the_capability(1, "who is granted less than the default has that") else { return };
+    let daemon = Daemon::start_with(&DaemonOptions { within, ..limited("") });
+    let serving = serving(&daemon);
+    assert!(serving.iter().all(|thread| thread.is_real_time(1)), "{serving:?}");
+    assert_eq!(daemon.log_count("refuses SCHED_RR"), 0);
 }
 
 #[test]
@@ -128,7 +174,7 @@ fn threads_for_names_and_files_are_not() {
         || all().into_iter().find(|thread| thread.name == "kvferry-files" && thread.is_normal() && thread.nice == 5),
     );
     let serving = serving(&daemon);
-    assert!(serving.iter().all(|thread| thread.is_real_time(1)), "{serving:?}");
+    assert!(serving.iter().all(|thread| thread.is_real_time(2)), "{serving:?}");
 }
 
 #[test]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import under_load
 from cells import Cell
 from children import PeerError
 from disk import parse_fio, parse_lmcache
+from network import LOOPBACK
 from our_tiers import OURS, copied, looked_up, moved
+from peer import Turn
+from places import BESIDE, SETTINGS
+from rows import Row
 
 MIB = 1 << 20
 
@@ -80,3 +86,32 @@ def test_lmcache_counts_in_mebibytes() -> None:
 def test_a_key_that_lmcache_lost_is_an_error() -> None:
     with pytest.raises(PeerError, match="Load: 79 of 80 keys"):
         list(parse_lmcache(lmcache_says("Load", 79)))
+
+
+def recorded(name: str, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Row]:
+    """The rows of a turn in which the program printed this, after what it says of its seeds."""
+    monkeypatch.setattr(under_load, "program", lambda *_: Path("program"))
+    monkeypatch.setattr(under_load, "output", lambda *_, **__: f"seed 7\n{json.dumps(document)}\n")
+    rows: list[Row] = []
+    setting = next(setting for setting in SETTINGS if setting.name == name)
+    under_load.Daemons("kvferry", "KVFerry", (name,)).measure(Turn(0, setting, LOOPBACK, tmp_path, rows.append))
+    return rows
+
+
+def test_transfers_of_a_run_are_three_peers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures = {"transfers": 9, "p50_us": 1, "p99_us": 2, "engine_p50_us": 3, "engine_p99_us": 4}
+    line = {"blocks": 47, "block_bytes": 720 << 10} | {
+        kind: figures | {"p99_us": us} for kind, us in (("idle", 5), ("offload", 6), ("floor", 7))
+    }
+    rows = recorded("beside", {"beside": [line]}, monkeypatch, tmp_path)
+    assert [(row.peer, row.p99_us, row.cell) for row in rows] == [
+        (peer, us, BESIDE[2]) for peer, us in (("idle", 5), ("kvferry", 6), ("floor", 7))
+    ]
+
+
+@pytest.mark.parametrize(("whole", "is_error"), [(4, False), (3, True)])
+def test_a_lost_block_is_an_error(whole: int, is_error: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    line = {"how": "kill", "gap_us": 10, "engine_us": 20, "kept": 4, "found": 4, "whole": whole}
+    rows = recorded("restart", {"restart": [line]}, monkeypatch, tmp_path)
+    assert [(row.way["what"], row.p50_us) for row in rows] == [("gap", 10), ("engine", 20)]
+    assert all((row.error is not None) == is_error for row in rows)

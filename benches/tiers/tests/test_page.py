@@ -8,7 +8,7 @@ import pytest
 
 import results
 from first_token import wrong
-from places import BLOCK_TOKENS, HOST, LOOK_UP, SETTINGS, TTFT
+from places import BESIDE, BLOCK_TOKENS, HOST, LOOK_UP, RESTART, SETTINGS, TTFT
 from promises import CLAIMS, PAGE
 from rows import Row
 
@@ -47,6 +47,28 @@ def test_a_look_up_is_held_against_a_number(us: float, verdict: str) -> None:
 def test_look_ups_among_larger_blocks_do_not_count() -> None:
     page = lines(Row(0, "look-up", "kvferry", LOOK_UP, p50_us=1.0, way={"blocks_kib": 720}))
     assert "**not measured**" in next(line for line in page if line.startswith("| look-up of 4,096 hashes"))
+
+
+@pytest.mark.parametrize(("us", "verdict"), [(1249.0, "met"), (1260.0, "missed")])
+def test_a_transfer_beside_offload_is_held_against_one_without(us: float, verdict: str) -> None:
+    small = BESIDE[0]
+    rows = [
+        Row(0, "beside", "kvferry", small, p99_us=us),
+        Row(0, "beside", "idle", small, p99_us=1000.0),
+        # Nobody is held against the floor.
+        Row(0, "beside", "floor", small, p99_us=100.0),
+    ]
+    target = next(line for line in lines(*rows) if line.startswith("| transfer beside offload, p99 | read 1 x 8 KiB"))
+    assert f"**{verdict}**" in target
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(None, "met"), ("2 of 4368 blocks are not there", "not measured")])
+def test_a_gap_counts_where_nothing_was_lost(error: str | None, verdict: str) -> None:
+    way = {"how": "kill", "what": "gap"}
+    page = lines(Row(0, "restart", "kvferry", RESTART, p50_us=4e5, way=way, error=error))
+    target = next(line for line in page if line.startswith("| gap, kill -9 and started again"))
+    assert "<= 500000 us" in target
+    assert f"**{verdict}**" in target
 
 
 def test_a_first_token_is_told_in_time() -> None:

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvferry_proto::v1::{self, from_daemon, to_daemon};
 
@@ -20,6 +20,9 @@ use crate::ring;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// A daemon that is replaced is back by then, and is looked for without a back-off: who waits longer for a path that is
+/// not there than the next daemon takes to start adds that to the time for which nobody answers.
+const REPLACED_MAX: Duration = Duration::from_secs(5);
 /// After a refusal: the reason is unlikely to go away sooner.
 const BACKOFF_REFUSED: Duration = Duration::from_secs(1);
 /// Events that wait for their poll before news of the tiers are dropped.
@@ -176,9 +179,10 @@ impl Shared {
     /// The thread's whole life.
     pub(crate) fn run(&self) {
         let mut backoff = BACKOFF_MIN;
+        let mut lost_at = Instant::now();
         while !self.state().stopped {
             match self.session() {
-                Ok(()) => backoff = BACKOFF_MIN,
+                Ok(()) => (backoff, lost_at) = (BACKOFF_MIN, Instant::now()),
                 Err(Ended::Lost) => {}
                 Err(Ended::Refused(message)) => {
                     self.state().tell_connection(Event::Refused { message });
@@ -186,7 +190,7 @@ impl Shared {
                 }
             }
             let again = self.wait(backoff, |state| state.stopped || state.attach_again);
-            backoff = if again { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
+            backoff = if again { BACKOFF_MIN } else { next_backoff(backoff, lost_at.elapsed()) };
         }
     }
 
@@ -337,5 +341,28 @@ enum Ended {
 impl From<io::Error> for Ended {
     fn from(_: io::Error) -> Self {
         Self::Lost
+    }
+}
+
+/// How long to wait after another try in vain, `lost_for` after the connection was lost.
+fn next_backoff(backoff: Duration, lost_for: Duration) -> Duration {
+    if lost_for < REPLACED_MAX { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_is_replaced_is_looked_for_all_the_while_and_one_that_is_gone_now_and_then() {
+        let (mut at, mut backoff, mut tries) = (Duration::ZERO, BACKOFF_MIN, Vec::new());
+        while at < 20 * REPLACED_MAX {
+            at += backoff;
+            tries.push(at);
+            backoff = next_backoff(backoff, at);
+        }
+        let early = tries.iter().filter(|at| **at <= REPLACED_MAX).count();
+        assert_eq!(early, 250, "every {BACKOFF_MIN:?}");
+        assert!(tries.len() - early < 105, "about one a second later: {}", tries.len() - early);
     }
 }

@@ -101,7 +101,14 @@ impl Daemon {
 
     /// Kills it with SIGKILL and starts another one in its place, on the same control port and socket.
     pub(crate) fn restart(&mut self) {
-        self.kill();
+        self.replace(Signal::KILL);
+    }
+
+    /// Ends it by a signal and starts another one in its place.
+    pub(crate) fn replace(&mut self, signal: Signal) {
+        // Gone already is just as well.
+        let _ = kill_process(Pid::from_child(&self.child), signal);
+        let _ = self.child.wait();
         let config = self.config.replacen(
             &format!("[peer]\nlisten = \"{}:0\"", self.peer.ip()),
             &format!("[peer]\nlisten = \"{}\"", self.peer),

@@ -141,9 +141,10 @@ impl Tiers {
                 Some(Next::Held(next, block)) => (next, block),
                 Some(Next::Named(next)) => {
                     let name = (kind, next.hash);
+                    let who = Wants::Load { claim: load.claim, work, loading: next };
                     if let Some(block) = self.host.pin(kind.host, &next.hash) {
                         (next, block)
-                    } else if self.promotions.want(self.disk.as_mut(), (name, next.parent), Wants::Load(work, next)) {
+                    } else if self.promotions.want(self.disk.as_mut(), (name, next.parent), who) {
                         load.waits += 1;
                         continue;
                     } else {

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A lookup wants what it found, before anybody loads it; a load wants what is not there yet. One read serves all who want
-//! the block. What nobody wants any more before it is read is not read. Limits: as many as claims and loads name;
+//! the block. What nobody wants any more before it is read is not read. Everybody has a queue, and the queues take turns:
+//! who wants little does not wait behind all that another wants. Limits: as many as claims and loads name;
 //! [`READS_MAX`] at the disk. Failure: whoever waits for the block fails; a block that is damaged is gone from the disk.
 
 use std::collections::hash_map::Entry;
@@ -33,12 +34,18 @@ pub(super) type Name = (Kind, BlockHash);
 #[derive(Default)]
 pub(super) struct Promotions {
     open: HashMap<Name, Promotion>,
-    /// Those that wait, in turn.
-    turns: VecDeque<Name>,
+    /// What a claim or a load waits for, in the order of its chains: a block is taken in behind the one before it. What has
+    /// been begun for another, or is not wanted any more, is passed over.
+    queues: HashMap<WorkId, VecDeque<(Name, u64)>>,
+    /// Whose turn it is, of those that have a queue.
+    turns: VecDeque<WorkId>,
+    next_number: u64,
     reading: HashMap<u64, Name>,
 }
 
 struct Promotion {
+    /// Of its own, so that a place in a queue is not taken for one of a later promotion of the same block.
+    number: u64,
     state: State,
     parent: Option<BlockHash>,
     tenant: Tenant,
@@ -57,7 +64,12 @@ enum State {
 #[derive(Clone, Copy)]
 pub(super) enum Wants {
     Claim(WorkId),
-    Load(WorkId, Loading),
+    /// With the claim of the lookup that came before it.
+    Load {
+        claim: WorkId,
+        work: WorkId,
+        loading: Loading,
+    },
 }
 
 impl Promotions {
@@ -76,17 +88,62 @@ impl Promotions {
                 // Not from the disk: nobody waits for it in here.
                 let parent = parent.or_else(|| disk.parent(class, &name.1));
                 let tenant = disk.owner(class, &name.1).unwrap_or_default();
-                self.turns.push_back(name);
                 let (claims, loads) = (Vec::new(), Vec::new());
-                let state = State::Waiting(block);
-                vacant.insert(Promotion { state, parent, tenant, claims, loads, is_void: false })
+                let (state, number) = (State::Waiting(block), self.next_number);
+                self.next_number += 1;
+                vacant.insert(Promotion { number, state, parent, tenant, claims, loads, is_void: false })
             }
         };
-        match who {
-            Wants::Claim(claim) => promotion.claims.push(claim),
-            Wants::Load(work, loading) => promotion.loads.push((work, loading)),
+        let queue = match who {
+            Wants::Claim(claim) => {
+                promotion.claims.push(claim);
+                Some(claim)
+            }
+            Wants::Load { claim, work, loading } => {
+                promotion.loads.push((work, loading));
+                // Else it is in the claim's queue, behind what it stands on.
+                (!promotion.claims.contains(&claim)).then_some(work)
+            }
+        };
+        if let (State::Waiting(_), Some(who)) = (&promotion.state, queue) {
+            let queue = self.queues.entry(who).or_default();
+            if queue.is_empty() {
+                self.turns.push_back(who);
+            }
+            queue.push_back((name, promotion.number));
         }
         true
+    }
+
+    /// The next that waits, and whose turn it is.
+    fn next(&mut self) -> Option<(WorkId, Name)> {
+        while let Some(who) = self.turns.pop_front() {
+            let Entry::Occupied(mut queue) = self.queues.entry(who) else { continue };
+            let next = queue.get_mut().pop_front();
+            if queue.get().is_empty() {
+                queue.remove();
+            } else {
+                self.turns.push_back(who);
+            }
+            if let Some((name, number)) = next
+                && let Some(Promotion { state: State::Waiting(_), number: of, .. }) = self.open.get(&name)
+                && *of == number
+            {
+                return Some((who, name));
+            }
+        }
+        None
+    }
+
+    /// It was the turn of `who`, and there is no room yet: the same again next time.
+    fn stay_next(&mut self, who: WorkId, name: Name) {
+        let Some(promotion) = self.open.get(&name) else { return };
+        let queue = self.queues.entry(who).or_default();
+        if !queue.is_empty() {
+            self.turns.retain(|of| *of != who);
+        }
+        queue.push_front((name, promotion.number));
+        self.turns.push_front(who);
     }
 
     /// This claim wants the block no more.
@@ -129,7 +186,7 @@ impl Tiers {
     /// The next block to read.
     pub(super) fn next_read(&mut self, now: Time) -> Option<DiskJob> {
         while self.promotions.reads() < READS_MAX {
-            let name = self.promotions.turns.pop_front()?;
+            let (who, name) = self.promotions.next()?;
             let Entry::Occupied(mut open) = self.promotions.open.entry(name) else { continue };
             let (parent, tenant) = (open.get().parent, open.get().tenant);
             let State::Waiting(_) = &open.get().state else { continue };
@@ -145,7 +202,7 @@ impl Tiers {
                     return Some(DiskJob::Read { tag, block, span });
                 }
                 Err(NotAdmitted::NotYet) => {
-                    self.promotions.turns.push_front(name);
+                    self.promotions.stay_next(who, name);
                     return None;
                 }
                 Err(refused) => {

@@ -132,3 +132,59 @@ fn what_is_cleared_goes_in_pieces_and_nobody_finds_it_meanwhile() {
     node.run(at(200));
     assert_eq!(node.lookup(at(201), &[&other], &chain).1, 0, "and is asked for again");
 }
+
+#[test]
+fn who_wants_little_from_the_disk_does_not_wait_behind_who_wants_much() {
+    let mut node = Node::with_disk();
+    let engine = device(0, 1);
+    let large: Vec<(u8, u32)> = (1..=50).map(|number| (number, u32::from(number))).collect();
+    let small = [(101, 61), (102, 62), (103, 63)];
+    for chain in [&large[..], &small] {
+        node.keep(at(0), &engine, None, chain);
+        let hashes: Vec<_> = chain.iter().map(|&(number, _)| hash(number)).collect();
+        let (claim, _) = node.lookup(at(1), &[&engine], &hashes);
+        node.tiers.forget(claim);
+        node.run(at(1));
+    }
+    assert_eq!(node.on_disk(), 53);
+    for has_looked in [true, false] {
+        node.restart_without_memory();
+        let mut works = Vec::new();
+        for chain in [&large[..], &small] {
+            let claim = node.work();
+            let hashes: Vec<_> = chain.iter().map(|&(number, _)| hash(number)).collect();
+            if has_looked {
+                let devices = vec![Arc::clone(&engine)];
+                node.tiers.lookup(at(0), claim, &Lookup { devices, groups: vec![hashes] });
+            }
+            works.push(node.load(at(0), &engine, claim, chain));
+        }
+        let (mut reads, mut ended) = (0, Vec::new());
+        while ended.len() < 2 {
+            while let Some(job) = node.tiers.poll_load() {
+                let copied = job.run();
+                node.tiers.handle_copied(at(0), &copied);
+            }
+            ended.extend(std::iter::from_fn(|| node.tiers.poll_event()).filter_map(|event| match event {
+                TierEvent::Loaded { work, result } => Some((work, result.map(|loaded| loaded.bytes), reads)),
+                _ => None,
+            }));
+            // One at a time, so that their order is that of the decisions.
+            if let Some(DiskJob::Read { tag, block, span }) = node.tiers.poll_disk(at(0)) {
+                node.mover.read(tag, block, &span).expect("room");
+                let mut done = Vec::new();
+                while done.is_empty() {
+                    node.mover.wait(Duration::from_secs(1));
+                    node.mover.turn(&mut done);
+                }
+                done.into_iter().for_each(|done| node.tiers.handle_disk(done));
+                reads += 1;
+            }
+        }
+        assert_eq!(
+            ended,
+            [(works[1], Ok(3 * BLOCK_BYTES), 6), (works[0], Ok(50 * BLOCK_BYTES), 53)],
+            "one of each in turn"
+        );
+    }
+}
