@@ -87,6 +87,7 @@ impl Node {
     /// One request: what is there is loaded and compared, the rest is computed and stored.
     pub(crate) fn serve(&mut self, now: Time, names: &[u64]) -> Read {
         self.tiers.handle_timeout(now);
+        while self.tiers.tidy(now) {}
         let hashes: Vec<BlockHash> = names.iter().map(|name| hash(*name)).collect();
         let mut read = Read { asked: names.len() as u64, ..Read::default() };
         let there = self.load(now, names, &hashes, &mut read);
@@ -166,6 +167,9 @@ impl Node {
             while let Some(job) = self.tiers.poll_load().or_else(|| self.tiers.poll_store(now)) {
                 let copied = job.run();
                 self.tiers.handle_copied(now, &copied);
+            }
+            while let Some(chore) = self.tiers.poll_chore() {
+                self.tiers.handle_chore(chore.run());
             }
             while let Some(job) = self.tiers.poll_disk(now) {
                 match job {
