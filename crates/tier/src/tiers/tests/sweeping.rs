@@ -79,6 +79,7 @@ fn it_is_known_whose_blocks_are_where_also_after_a_restart() {
     let holdings = node.tiers.holdings();
     assert_eq!((holdings[0].1.fingerprint, holdings[0].1.tenant), (engine.fingerprint(), Tenant(0)));
     node.tiers.clear(at(2), &[engine]);
+    node.run(at(2));
     assert_eq!((held(&node), node.left(Left::Cleared)), (Vec::new(), (0, 2)));
 }
 
@@ -156,6 +157,9 @@ fn a_write_that_is_under_way_leaves_nothing_on_the_disk() {
     let (claim, lookup) =
         (node.work(), Lookup { devices: vec![Arc::clone(&engine)], groups: vec![vec![hash(1), hash(2)]] });
     node.tiers.lookup(at(1), claim, &lookup);
+    assert!(node.tiers.poll_disk(at(1)).is_none(), "there is no file yet");
+    let file = node.tiers.poll_chore().expect("one is made").run();
+    node.tiers.handle_chore(file);
     let DiskJob::Write { tag, filling, span } = node.tiers.poll_disk(at(1)).expect("a write") else { panic!("a read") };
     node.begin(Sweep::Evict, SweepFilter { tier: Some(Tier::Disk), ..Default::default() });
     node.tiers.slice();
@@ -266,8 +270,8 @@ fn clearing_reaches_what_is_being_read() {
     node.tiers.clear(at(2), &[Arc::clone(&engine)]);
     assert_eq!(node.lookup_failure(at(2), &engine), Some(TierFailure::Cleared));
     node.tiers.handle_checked(&job.run());
-    assert_eq!((node.tiers.host().blocks(), node.on_disk()), (0, 0));
     node.carry_on();
     node.run(at(2));
+    assert_eq!((node.tiers.host().blocks(), node.on_disk()), (0, 0));
     assert_eq!(node.lookup(at(3), &[&engine], &[hash(1)]).1, 0);
 }
