@@ -20,6 +20,7 @@ class Client:
         block_count: int,
         region_bytes: int,
         groups: Sequence[Sequence[_Span]],
+        model: str = "",
     ) -> None: ...
     def grant(
         self, request_id: str, groups: Sequence[Sequence[int]], lease_ms: int, binding: bytes

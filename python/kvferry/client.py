@@ -83,6 +83,8 @@ class AttachSpec:
     fingerprint: bytes
     # A sealed memfd; the client duplicates it.
     region_fd: int
+    # What people call the model, for people alone.
+    model: str = ""
 
 
 @dataclass(frozen=True)

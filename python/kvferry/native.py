@@ -119,6 +119,7 @@ class _NativeClient:
             layout.block_count,
             layout.region_bytes,
             groups,
+            spec.model,
         )
 
     def redeem(

@@ -70,6 +70,9 @@ mod native {
         }
 
         #[expect(clippy::too_many_arguments, reason = "called from one place, kvferry/native.py, with a spec's fields")]
+        #[pyo3(signature = (
+            rank, rank_count, fingerprint, region_fd, order, block_count, region_bytes, groups, model = String::new()
+        ))]
         fn attach(
             &self,
             py: Python<'_>,
@@ -81,6 +84,7 @@ mod native {
             block_count: u32,
             region_bytes: u64,
             groups: Vec<Vec<SpanFields>>,
+            model: String,
         ) -> PyResult<()> {
             let client = self.open_client()?;
             let groups = groups.into_iter().map(|spans| GroupLayout { spans: spans.into_iter().map(span).collect() });
@@ -89,7 +93,8 @@ mod native {
             // be duplicated without unsafe code; its name in /proc can be opened.
             let path = format!("/proc/self/fd/{region_fd}");
             let region: OwnedFd = OpenOptions::new().read(true).write(true).open(path)?.into();
-            py.detach(|| client.attach(AttachSpec { rank, rank_count, fingerprint, layout, region: Arc::new(region) }));
+            let region = Arc::new(region);
+            py.detach(|| client.attach(AttachSpec { rank, rank_count, fingerprint, layout, region, model }));
             Ok(())
         }
 

@@ -144,3 +144,11 @@ def test_cpu_attention_names_its_instruction_set():
     vllm_config = SimpleNamespace(compilation_config=SimpleNamespace(static_forward_context=layers))
     backend = SimpleNamespace(get_name=lambda: "CPU_ATTN")
     assert fingerprint.attention_names(vllm_config, [backend]) == ["CPU_ATTN", "isa amx"]
+
+
+def test_people_hear_the_name_that_is_served():
+    served = SimpleNamespace(model="/models/a", served_model_name=["chat", "other"])
+    assert fingerprint.model_name(served) == "chat"
+    assert fingerprint.model_name(SimpleNamespace(model="/models/a", served_model_name="m")) == "m"
+    assert fingerprint.model_name(SimpleNamespace(model="/models/a", served_model_name=[])) == "/models/a"
+    assert fingerprint.model_name(SimpleNamespace(model="/models/a")) == "/models/a"

@@ -158,6 +158,7 @@ def expected(engine):
 def test_its_memory_is_shared(engine, daemon):
     spec = daemon.spec
     assert (spec.rank, spec.rank_count, len(spec.fingerprint)) == (0, 1, 32)
+    assert spec.model == engine.core.vllm_config.model_config.served_model_name
     assert spec.layout.order == "LBHNC"
     assert spec.layout.block_count == 64
     ((span,),) = spec.layout.groups

@@ -69,6 +69,9 @@ impl Hub {
             let warn = |error: &_| tracing::warn!(engine = engine_id, %error, "no tier keeps this engine's blocks");
             device.inspect_err(warn).ok().map(Arc::new)
         });
+        if let Some(tiering) = &mut self.tiering {
+            tiering.operators.learn_model(fingerprint, &attach.model);
+        }
         let epoch = self.renew_epoch(&engine_id, attach.rank_count);
         if let Some(open) = self.engines.sessions.get_mut(&session) {
             open.rank = Some(rank);
@@ -87,7 +90,7 @@ impl Hub {
     pub(super) async fn close_session(&mut self, session: SessionId) {
         let Some(closed) = self.engines.sessions.remove(&session) else { return };
         if closed.role == v1::Role::Operator {
-            return;
+            return self.leave_operator(session);
         }
         let engine_id = closed.engine_id;
         self.leave_tiers(session, &engine_id, closed.role == v1::Role::Scheduler);

@@ -14,6 +14,7 @@
 mod admin;
 mod attach;
 mod attaching;
+pub(crate) mod cached;
 mod clock;
 mod command;
 mod data;
@@ -156,7 +157,7 @@ impl Daemon {
                     clock,
                     tiers,
                     host.copy_threads,
-                    tier::thread::COMMANDS_PER_WORK * works_max + limits.sessions_max,
+                    tier::thread::COMMANDS_PER_WORK * (works_max + tier::operator::OPERATORS_MAX) + limits.sessions_max,
                     &scheduling,
                     tier_events,
                 )?;

@@ -1,5 +1,8 @@
 //! What `kvferry status` shows, as data.
 
+use std::collections::BTreeMap;
+
+use kvferry_tier::Departures;
 use serde::{Deserialize, Serialize};
 
 use super::engines::Session;
@@ -27,13 +30,13 @@ pub(crate) struct Status {
 }
 
 /// What the tiers hold, and what has come of it since the start.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct TiersStatus {
     /// Of host memory, as configured.
     pub(crate) host_bytes: u64,
     pub(crate) host_blocks: usize,
-    pub(crate) evicted_total: u64,
-    pub(crate) damaged_total: u64,
+    /// Blocks that left host memory since the start, by reason.
+    pub(crate) left_total: BTreeMap<String, u64>,
     /// Lookups whose blocks are held, loads and stores under way.
     pub(crate) claims: usize,
     pub(crate) loads: usize,
@@ -49,14 +52,14 @@ pub(crate) struct TiersStatus {
 }
 
 /// What is on the disk, and what has become of it since the start.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct DiskStatus {
     pub(crate) blocks: usize,
     /// Of all files.
     pub(crate) bytes: u64,
     pub(crate) files: u32,
-    pub(crate) evicted_total: u64,
-    pub(crate) damaged_total: u64,
+    /// Blocks that left the disk since the start, by reason.
+    pub(crate) left_total: BTreeMap<String, u64>,
     pub(crate) failed_writes_total: u64,
     /// Nothing is written any more.
     pub(crate) read_only: bool,
@@ -265,8 +268,7 @@ impl Hub {
         Some(TiersStatus {
             host_bytes: handle.bytes,
             host_blocks: inventory.blocks,
-            evicted_total: inventory.evicted,
-            damaged_total: inventory.damaged,
+            left_total: by_reason(&inventory.left),
             claims: inventory.claims,
             loads: inventory.loads,
             stores: inventory.stores,
@@ -279,11 +281,15 @@ impl Hub {
                 blocks: disk.blocks,
                 bytes: disk.bytes,
                 files: disk.files,
-                evicted_total: disk.evicted,
-                damaged_total: disk.damaged,
+                left_total: by_reason(&disk.left),
                 failed_writes_total: disk.failed_writes,
                 read_only: disk.is_read_only,
             }),
         })
     }
+}
+
+/// Every reason, also those that nothing left for.
+fn by_reason(left: &Departures) -> BTreeMap<String, u64> {
+    left.iter().map(|(why, blocks)| (why.word().to_owned(), blocks)).collect()
 }

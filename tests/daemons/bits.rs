@@ -127,6 +127,11 @@ fn flip_records(dice: &mut Dice, files: &[PathBuf], but: &BTreeSet<u32>) -> BTre
     flipped.collect()
 }
 
+/// The metric of damaged blocks that left this tier.
+fn left(tier: &str) -> String {
+    format!("kvferry_tier_left_blocks_total{{tier=\"{tier}\",reason=\"damaged\"}}")
+}
+
 #[test]
 fn every_bit_that_changes_in_host_memory_is_found_counted_and_told_of_once() {
     let mut dice = Dice::throw("bits in host memory");
@@ -139,9 +144,9 @@ fn every_bit_that_changes_in_host_memory_is_found_counted_and_told_of_once() {
         assert_eq!(read(&mut engine, number), !damaged.contains(&number), "block {number}");
     }
     let told = |found: usize| {
-        node.daemon.wait_for("as many damaged blocks", |status| status["tiers"]["damaged_total"] == found);
+        node.daemon.wait_for("as many damaged blocks", |status| status["tiers"]["left_total"]["damaged"] == found);
         node.daemon.wait_log_count(TOLD, found);
-        assert_eq!(node.daemon.metric("kvferry_tier_host_damaged"), found as u64);
+        assert_eq!(node.daemon.metric(&left("host")), found as u64);
     };
     told(FLIPS);
     // Whoever comes now finds none of them, and learns nothing new; and they may be stored again.
@@ -189,9 +194,9 @@ fn every_bit_that_changes_on_the_disk_is_found_counted_and_told_of_once() {
         let is_there = !damaged.contains(&number) && !lost.contains(&number);
         assert_eq!(read(&mut second, number), is_there, "block {number}");
     }
-    node.daemon.wait_for("as many damaged blocks", |status| status["tiers"]["disk"]["damaged_total"] == FLIPS);
+    node.daemon.wait_for("as many damaged blocks", |status| status["tiers"]["disk"]["left_total"]["damaged"] == FLIPS);
     node.daemon.wait_log_count(TOLD, FLIPS);
-    assert_eq!(node.daemon.metric("kvferry_tier_disk_damaged"), FLIPS as u64);
+    assert_eq!(node.daemon.metric(&left("disk")), FLIPS as u64);
     for &number in damaged.union(&lost) {
         assert!(!read(&mut second, number), "block {number} is found again");
     }

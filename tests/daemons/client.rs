@@ -1,79 +1,15 @@
 //! The client against a daemon that misbehaves, or is not there.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kvferry_client::{AttachSpec, Client, ClientConfig, ClientError, Event, Role};
-use kvferry_proto::v1::{self, FromDaemon, ToDaemon, from_daemon, to_daemon};
-use prost::Message as _;
-use tempfile::TempDir;
+use kvferry_client::{AttachSpec, ClientError, Event, Role};
+use kvferry_proto::v1::{self, from_daemon, to_daemon};
 
 use crate::support::engine::client;
+use crate::support::impostor::Impostor;
 use crate::support::{PATIENCE, Shape, wait};
-
-/// The other end of a client: a listener that says what a test wants it to say.
-struct Impostor {
-    _directory: TempDir,
-    socket: PathBuf,
-    listener: UnixListener,
-}
-
-struct Conversation(UnixStream);
-
-impl Impostor {
-    fn listen() -> Self {
-        let directory = tempfile::tempdir().expect("create a directory");
-        let socket = directory.path().join("kvferry.sock");
-        let listener = UnixListener::bind(&socket).expect("listen");
-        Self { _directory: directory, socket, listener }
-    }
-
-    fn client(&self, role: Role, reply_timeout: Duration) -> Client {
-        let (socket, engine_id) = (self.socket.clone(), "E0".to_owned());
-        Client::start(ClientConfig { socket, engine_id, role, reply_timeout }).expect("start")
-    }
-
-    /// The next connection.
-    fn accept(&self) -> Conversation {
-        let (stream, _) = self.listener.accept().expect("accept");
-        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
-        Conversation(stream)
-    }
-
-    /// The next connection that says something, greeted.
-    fn welcome(&self, daemon_epoch: u64) -> Conversation {
-        let (mut conversation, hello) = loop {
-            let mut conversation = self.accept();
-            if let Some(hello) = conversation.read() {
-                break (conversation, hello);
-            }
-        };
-        assert!(matches!(hello.body, Some(to_daemon::Body::Hello(_))), "{hello:?}");
-        conversation.answer(hello.id, from_daemon::Body::Welcome(v1::Welcome { daemon_epoch, ..Default::default() }));
-        conversation
-    }
-}
-
-impl Conversation {
-    fn read(&mut self) -> Option<ToDaemon> {
-        let mut length = [0; 4];
-        self.0.read_exact(&mut length).ok()?;
-        let mut body = vec![0; usize::try_from(u32::from_le_bytes(length)).expect("fits")];
-        self.0.read_exact(&mut body).ok()?;
-        Some(ToDaemon::decode(body.as_slice()).expect("a request"))
-    }
-
-    fn answer(&mut self, reply_to: u64, body: from_daemon::Body) {
-        let body = FromDaemon { reply_to, body: Some(body) }.encode_to_vec();
-        let mut frame = u32::try_from(body.len()).expect("fits").to_le_bytes().to_vec();
-        frame.extend(body);
-        // A client that has gone meanwhile says nothing more, which is seen at the next read.
-        let _ = self.0.write_all(&frame);
-    }
-}
 
 #[test]
 fn calls_fail_at_once_while_nobody_listens() {
@@ -119,6 +55,7 @@ fn a_lost_connection_is_made_again_with_the_region() {
         fingerprint: [7; 32],
         layout: Shape::SMALL.layout("LBHNC"),
         region,
+        model: String::new(),
     });
     for life in 1..=3 {
         // One that was made before the region was known may come first, and goes.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod bits;
+mod cache;
 mod churn;
 mod client;
 mod congestion;

@@ -88,7 +88,7 @@ fn blocks_are_kept_and_found_by_another_engine_after_the_daemon_was_killed() {
     first.wait_attached_again();
     assert_eq!(first.lookup(&names).1, 8);
     let tiers = &node.status()["tiers"];
-    assert_eq!((tiers["host_blocks"].as_u64(), tiers["damaged_total"].as_u64()), (Some(8), Some(0)), "{tiers}");
+    assert_eq!((tiers["host_blocks"].as_u64(), tiers["left_total"]["damaged"].as_u64()), (Some(8), Some(0)), "{tiers}");
     assert!(node.memory.path().exists());
 }
 
@@ -217,7 +217,7 @@ fn a_full_tier_keeps_serving_and_a_prefix_stays_whole() {
         }
     }
     let tiers = &node.status()["tiers"];
-    assert!(tiers["evicted_total"].as_u64() > Some(0) && tiers["host_blocks"].as_u64() > Some(8), "{tiers}");
+    assert!(tiers["left_total"]["room"].as_u64() > Some(0) && tiers["host_blocks"].as_u64() > Some(8), "{tiers}");
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn blocks_that_were_used_again_come_back_from_the_disk_when_memory_is_lost() {
         assert_eq!(second.block(*target), first.block(*source), "block {target}");
     }
     let tiers = &node.status()["tiers"];
-    assert_eq!(tiers["disk"]["damaged_total"].as_u64(), Some(0), "{tiers}");
+    assert_eq!(tiers["disk"]["left_total"]["damaged"].as_u64(), Some(0), "{tiers}");
     assert_eq!(tiers["host_blocks"].as_u64(), Some(6), "{tiers}");
 }
 

@@ -173,10 +173,10 @@ impl Scene {
     fn check_daemon(&self, daemon: &Daemon) {
         let tiers = &daemon.status()["tiers"];
         let number = |pointer: &str| tiers.pointer(pointer).and_then(serde_json::Value::as_u64).expect("a number");
-        assert_eq!((number("/damaged_total"), number("/disk/damaged_total")), (0, 0), "{tiers}");
+        assert_eq!((number("/left_total/damaged"), number("/disk/left_total/damaged")), (0, 0), "{tiers}");
         assert!(number("/host_blocks") * Shape::MEDIUM.block_bytes() <= HOST_MIB * MIB, "{tiers}");
         assert!(number("/disk/blocks") * Shape::MEDIUM.block_bytes() <= DISK_MIB * MIB, "{tiers}");
-        assert!(!self.is_roomy || number("/evicted_total") == 0, "{tiers}");
+        assert!(!self.is_roomy || number("/left_total/room") == 0, "{tiers}");
     }
 
     fn options(&self, caps: &Caps) -> DaemonOptions {

@@ -283,7 +283,7 @@ impl Client {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn surprised() -> ClientError {
+    pub(crate) fn surprised() -> ClientError {
         ClientError::Refused("the reply does not fit the request; do both sides have the same version?".to_owned())
     }
 
@@ -291,7 +291,7 @@ impl Client {
         ClientError::NotConnected(self.shared.config.socket.clone())
     }
 
-    fn call(&self, body: to_daemon::Body) -> Result<from_daemon::Body, ClientError> {
+    pub(crate) fn call(&self, body: to_daemon::Body) -> Result<from_daemon::Body, ClientError> {
         let id = self.id();
         let (caller, reply) = sync_channel(1);
         let mut state = self.shared.state();

@@ -269,6 +269,7 @@ impl Shared {
             rank_count: spec.rank_count,
             fingerprint: spec.fingerprint.to_vec(),
             layout: Some((&spec.layout).into()),
+            model: spec.model.clone(),
         };
         let message = v1::ToDaemon { id: 2, body: Some(to_daemon::Body::Attach(attach)) };
         frame::write(stream, &message, Some(spec.region.as_fd()))?;

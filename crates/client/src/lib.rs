@@ -23,6 +23,7 @@ mod connection;
 mod event;
 mod frame;
 mod hop;
+mod operator;
 mod request;
 #[expect(unsafe_code, reason = "the rings are in memory that another process writes")]
 pub mod ring;
@@ -31,6 +32,7 @@ mod tier;
 pub use client::{Client, ClientConfig, ClientError};
 pub use event::Event;
 pub use hop::RingSettings;
+pub use operator::{Sweep, SweepSpec};
 pub use request::{
     AttachSpec, BlockHash, Granted, GroupLayout, LayerSpan, Layout, LoadedBlocks, Role, StoredBlocks, WantedBlocks,
 };

@@ -79,6 +79,8 @@ pub struct AttachSpec {
     pub layout: Layout,
     /// A memfd sealed against shrinking and growing.
     pub region: Arc<OwnedFd>,
+    /// What people call the model; empty where nobody knows.
+    pub model: String,
 }
 
 /// Blocks of one cache group to fetch: the lease's block at `positions[i]` goes to block `targets[i]`.

@@ -19,10 +19,17 @@ use crate::spread::Spread;
 use crate::store::{BlockHash, ClassId, Found, Refused, Reserved as _, Store, Tenant};
 use crate::tenants::Tenants;
 
+mod census;
+mod leaving;
 mod pieces;
 mod room;
+mod walk;
 
+use self::census::Census;
+pub use self::census::Holding;
+pub use self::leaving::{Departures, Left};
 use self::room::Newest;
+pub use self::walk::{Stored, Walk};
 
 /// Changes that are kept for who asks: who does so seldom misses some.
 const CHANGES_MAX: usize = 1 << 16;
@@ -39,9 +46,8 @@ pub struct Cache<S> {
     names: Vec<Option<Name>>,
     free: Vec<BlockNumber>,
     tenants: Tenants,
-    /// Blocks that went to make room.
-    evicted: u64,
-    damaged: u64,
+    census: Census,
+    departures: Departures,
     changes: Vec<Change>,
 }
 
@@ -105,8 +111,8 @@ impl<S: Store> Cache<S> {
             names: Vec::new(),
             free: Vec::new(),
             tenants: Tenants::new(limits.tenant_bytes_max),
-            evicted: 0,
-            damaged: 0,
+            census: Census::default(),
+            departures: Departures::default(),
             changes: Vec::new(),
         };
         for Found { class, hash, parent, tenant } in found {
@@ -114,7 +120,9 @@ impl<S: Store> Cache<S> {
             let parent = parent.and_then(|parent| cache.numbers.get(&(class, parent)).copied());
             let stored = cache.eviction.found(now, number, parent);
             debug_assert!(stored, "parents come first");
-            cache.tenants.count(number, tenant, cache.store.block_bytes(class));
+            let bytes = cache.store.block_bytes(class);
+            cache.tenants.count(number, tenant, bytes);
+            cache.census.came(class, tenant, bytes);
         }
         cache
     }
@@ -143,26 +151,9 @@ impl<S: Store> Cache<S> {
     pub fn pin(&mut self, class: ClassId, hash: &BlockHash) -> Option<S::Block> {
         let block = self.store.pin(class, hash);
         if block.is_none() && self.store.contains(class, hash) {
-            self.damaged(class, hash);
+            self.remove(class, hash, Left::Damaged);
         }
         block
-    }
-
-    /// The bytes of a block that the caller holds do not have the checksum that they must have: it is held once less, and
-    /// goes. False: others hold it too; it is for the caller to say so [again](Self::damaged) later.
-    pub fn discard(&mut self, class: ClassId, hash: &BlockHash, block: &S::Block) -> bool {
-        self.store.unpin(block) && self.damaged(class, hash)
-    }
-
-    /// A block is not what was stored, and goes. False: somebody holds it.
-    pub fn damaged(&mut self, class: ClassId, hash: &BlockHash) -> bool {
-        let gone = self.store.remove(class, hash);
-        if gone {
-            self.damaged += 1;
-            self.lose(class, hash);
-            self.changed(class, *hash, false);
-        }
-        gone
     }
 
     /// Whether the block is there.
@@ -190,12 +181,6 @@ impl<S: Store> Cache<S> {
         self.numbers.get(&(class, *hash)).is_some_and(|&number| self.eviction.is_likely(number))
     }
 
-    /// Blocks that went because they were not what was stored.
-    #[must_use]
-    pub const fn damaged_blocks(&self) -> u64 {
-        self.damaged
-    }
-
     /// See [`Store::unpin`].
     pub fn unpin(&mut self, block: &S::Block) -> bool {
         self.store.unpin(block)
@@ -205,12 +190,6 @@ impl<S: Store> Cache<S> {
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.store.blocks()
-    }
-
-    /// Blocks that went to make room for others.
-    #[must_use]
-    pub const fn evicted(&self) -> u64 {
-        self.evicted
     }
 
     /// Bytes of a tenant's blocks, those that are being filled included.
@@ -229,6 +208,10 @@ impl<S: Store> Cache<S> {
     pub fn request(&mut self, now: Time, class: ClassId, chain: &[BlockHash]) -> usize {
         let there = chain.iter().take_while(|hash| self.store.contains(class, hash)).count();
         let numbers: Vec<BlockNumber> = chain.iter().map(|hash| self.number((class, *hash))).collect();
+        // A chain is of one tenant, whose salt is in its first hash.
+        if let Some(tenant) = numbers.first().filter(|_| there > 0).and_then(|&first| self.tenants.owner(first)) {
+            self.census.used(class, tenant, there as u64, now);
+        }
         self.eviction.request(now, &numbers);
         self.take_forgotten();
         there
@@ -350,6 +333,7 @@ impl<S: Store> Cache<S> {
     /// too. Whether the block is there now.
     pub fn seal(&mut self, filling: S::Filling, checksum: u32, parent: Option<BlockHash>) -> bool {
         let (class, hash, tenant) = (filling.class(), filling.hash(), filling.tenant());
+        let was_there = self.store.contains(class, &hash);
         if self.store.seal(filling, checksum, parent).is_err() {
             // Somebody else may have brought it.
             if !self.store.contains(class, &hash) {
@@ -363,15 +347,27 @@ impl<S: Store> Cache<S> {
             (Some(&number), parent) => self.eviction.store(number, parent.flatten()).then_some(number),
         };
         match stays {
-            Some(number) => self.tenants.count(number, tenant, self.store.block_bytes(class)),
-            None if self.store.remove(class, &hash) => self.lose(class, &hash),
-            None => {}
+            Some(number) => {
+                let bytes = self.store.block_bytes(class);
+                self.tenants.count(number, tenant, bytes);
+                if !was_there {
+                    self.census.came(class, self.tenants.owner(number).unwrap_or(tenant), bytes);
+                }
+                self.changed(class, hash, true);
+                true
+            }
+            None if was_there => {
+                self.remove(class, &hash, Left::Orphaned);
+                self.store.contains(class, &hash)
+            }
+            None => {
+                // Nobody has found it yet: it never came.
+                if self.store.remove(class, &hash) {
+                    self.lose(class, &hash);
+                }
+                false
+            }
         }
-        let is_there = self.store.contains(class, &hash);
-        if is_there && stays.is_some() {
-            self.changed(class, hash, true);
-        }
-        is_there
     }
 
     /// The block does not come after all; see [`Store::abandon`].

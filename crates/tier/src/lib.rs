@@ -21,5 +21,5 @@ mod tenants;
 pub mod tiers;
 pub mod twin;
 
-pub use cache::{Cache, CacheLimits, Change, NotAdmitted};
+pub use cache::{Cache, CacheLimits, Change, Departures, Holding, Left, NotAdmitted, Stored, Walk};
 pub use store::{BlockHash, CLASSES_MAX, ClassId, Found, Held, NotKept, Refused, Reserved, Store, Tenant};

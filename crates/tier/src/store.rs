@@ -59,6 +59,9 @@ pub trait Store {
     /// [`Refused::Class`].
     fn class(&mut self, fingerprint: Fingerprint, group: u32, block_bytes: u64) -> Result<ClassId, Refused>;
 
+    /// Whose blocks a class holds.
+    fn fingerprint(&self, class: ClassId) -> Fingerprint;
+
     /// Bytes of each block of a class.
     fn block_bytes(&self, class: ClassId) -> u64;
 

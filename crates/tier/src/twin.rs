@@ -79,6 +79,10 @@ impl Store for Twin {
         u16::try_from(place).map(ClassId).map_err(|_| Refused::Class)
     }
 
+    fn fingerprint(&self, class: ClassId) -> Fingerprint {
+        self.classes[usize::from(class.0)].0
+    }
+
     fn block_bytes(&self, class: ClassId) -> u64 {
         self.classes[usize::from(class.0)].2
     }

@@ -167,7 +167,8 @@ class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
         attention = fingerprint.attention_names(self._config, backends)
         facts = fingerprint.engine_facts(self._config, self._cache, kv_caches, attention, vllm.__version__)
         print_ = fingerprint.fingerprint(facts)
-        spec = AttachSpec(parallel.rank, parallel.world_size, layout, print_, self._memory.fd)
+        model = fingerprint.model_name(self._config.model_config)
+        spec = AttachSpec(parallel.rank, parallel.world_size, layout, print_, self._memory.fd, model)
         self._client.attach(spec)
         logger.info(
             "kvferry: rank %d shares %d blocks, %d bytes, with %s as fingerprint %s",

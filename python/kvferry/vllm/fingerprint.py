@@ -131,6 +131,14 @@ def _model_facts(model: Any) -> dict[str, Any]:
     return {**facts, "commit": str(commit), "name": model.model, "revision": str(model.revision)}
 
 
+def model_name(model: Any) -> str:
+    """What people call a model: as it is served, else where it is. No part of the fingerprint."""
+    served = getattr(model, "served_model_name", None)
+    if isinstance(served, list | tuple):
+        served = served[0] if served else None
+    return str(served or getattr(model, "model", ""))
+
+
 def _config_digest(hf_config: Any) -> str:
     config = {key: value for key, value in hf_config.to_dict().items() if key not in CONFIG_NOISE}
     return fingerprint(config).hex()

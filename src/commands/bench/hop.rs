@@ -193,7 +193,14 @@ impl Engine {
             Client::start_with(config, RingSettings { enabled: rings, ..Default::default() })
         };
         let (worker, scheduler) = (client(Role::Worker)?, client(Role::Scheduler)?);
-        let spec = AttachSpec { rank: 0, rank_count: 1, fingerprint: [0; 32], layout, region: Arc::new(region) };
+        let spec = AttachSpec {
+            rank: 0,
+            rank_count: 1,
+            fingerprint: [0; 32],
+            layout,
+            region: Arc::new(region),
+            model: String::new(),
+        };
         worker.attach(spec);
         ensure!(
             worker.wait_connected(PATIENCE) && scheduler.wait_connected(PATIENCE),

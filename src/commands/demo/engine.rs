@@ -47,7 +47,14 @@ impl SyntheticEngine {
             })
         };
         let (worker, scheduler) = (client(Role::Worker)?, client(Role::Scheduler)?);
-        let spec = AttachSpec { rank: 0, rank_count: 1, fingerprint: [0; 32], layout, region: Arc::new(memory) };
+        let spec = AttachSpec {
+            rank: 0,
+            rank_count: 1,
+            fingerprint: [0; 32],
+            layout,
+            region: Arc::new(memory),
+            model: String::new(),
+        };
         worker.attach(spec);
         ensure!(
             worker.wait_connected(PATIENCE) && scheduler.wait_connected(PATIENCE),

@@ -1,8 +1,10 @@
 //! Metrics of the tiers.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use kvferry_tier::tiers::{Loaded, TierFailure};
+use kvferry_tier::Departures;
+use kvferry_tier::tiers::{Loaded, Tier, TierFailure};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -10,6 +12,12 @@ use prometheus_client::registry::Registry;
 
 use super::super::metrics::Reason;
 use super::thread::Inventory;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Departure {
+    tier: &'static str,
+    reason: &'static str,
+}
 
 /// Handles; cheap to clone.
 #[derive(Clone, Default)]
@@ -22,13 +30,10 @@ pub(crate) struct TierMetrics {
     disk_bytes: Counter<u64, AtomicU64>,
     stores: Family<Reason, Counter>,
     stored: Counter<u64, AtomicU64>,
+    left: Family<Departure, Counter<u64, AtomicU64>>,
     blocks: Gauge,
-    evicted: Gauge,
-    damaged: Gauge,
     disk_blocks: Gauge,
     disk_used: Gauge,
-    disk_evicted: Gauge,
-    disk_damaged: Gauge,
     disk_failed: Gauge,
 }
 
@@ -47,33 +52,14 @@ impl TierMetrics {
         registry.register("tier_disk_blocks", "Blocks on the disk", self.disk_blocks.clone());
         registry.register("tier_disk_bytes", "Bytes of the files on the disk", self.disk_used.clone());
         registry.register(
-            "tier_disk_evicted",
-            "Blocks that made room on the disk, since the start",
-            self.disk_evicted.clone(),
-        );
-        registry.register(
-            "tier_disk_damaged",
-            "Blocks that the disk gave back damaged, since the start",
-            self.disk_damaged.clone(),
-        );
-        registry.register(
             "tier_disk_failed_writes",
             "Writes that the disk refused, since the start",
             self.disk_failed.clone(),
         );
         registry.register("tier_store", "Stores that were copied, by outcome", self.stores.clone());
         registry.register("tier_stored_blocks", "Blocks that were stored", self.stored.clone());
+        registry.register("tier_left_blocks", "Blocks that left, by tier and reason", self.left.clone());
         registry.register("tier_host_blocks", "Blocks in host memory", self.blocks.clone());
-        registry.register(
-            "tier_host_evicted",
-            "Blocks that made room for others, since the start",
-            self.evicted.clone(),
-        );
-        registry.register(
-            "tier_host_damaged",
-            "Blocks that were not what was stored, since the start",
-            self.damaged.clone(),
-        );
     }
 
     pub(super) fn asked(&self, blocks: usize) {
@@ -104,16 +90,22 @@ impl TierMetrics {
     }
 
     pub(crate) fn gauges(&self, inventory: &Inventory) {
-        self.blocks.set(i64::try_from(inventory.blocks).unwrap_or(i64::MAX));
-        self.evicted.set(i64::try_from(inventory.evicted).unwrap_or(i64::MAX));
-        self.damaged.set(i64::try_from(inventory.damaged).unwrap_or(i64::MAX));
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        self.blocks.set(number(inventory.blocks as u64));
+        self.departed(Tier::Host, &inventory.left);
         if let Some(disk) = inventory.disk {
-            let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
             self.disk_blocks.set(number(disk.blocks as u64));
             self.disk_used.set(number(disk.bytes));
-            self.disk_evicted.set(number(disk.evicted));
-            self.disk_damaged.set(number(disk.damaged));
+            self.departed(Tier::Disk, &disk.left);
             self.disk_failed.set(number(disk.failed_writes));
+        }
+    }
+
+    /// The tiers count; here stands what they have counted.
+    fn departed(&self, tier: Tier, left: &Departures) {
+        for (why, blocks) in left.iter() {
+            let counter = self.left.get_or_create(&Departure { tier: tier.word(), reason: why.word() });
+            counter.inner().store(blocks, Ordering::Relaxed);
         }
     }
 

@@ -9,6 +9,7 @@
 mod disk;
 pub(crate) mod metrics;
 mod opening;
+pub(crate) mod operator;
 pub(crate) mod thread;
 
 pub(crate) use self::opening::open;
@@ -23,6 +24,7 @@ use kvferry_proto::v1::{self, from_daemon};
 use kvferry_tier::tiers::{Device, LoadRequest, Lookup, StoreRequest, Tier, TierEvent, TierFailure};
 use kvferry_tier::{BlockHash, Tenant};
 
+use self::operator::Operators;
 use self::thread::{TierCommand, TierHandle};
 use super::command::SessionId;
 use super::hub::Hub;
@@ -41,6 +43,7 @@ pub(crate) struct Tiering {
     claims: HashMap<(String, u64), Claim>,
     /// Clears that the tiers have not heard of; true where another one came meanwhile.
     clearing: HashMap<Fingerprint, bool>,
+    pub(crate) operators: Operators,
 }
 
 struct Claim {
@@ -59,7 +62,14 @@ struct Asked {
 
 impl Tiering {
     pub(crate) fn new(handle: TierHandle) -> Self {
-        Self { handle, works: HashMap::new(), by_key: HashMap::new(), claims: HashMap::new(), clearing: HashMap::new() }
+        Self {
+            handle,
+            works: HashMap::new(),
+            by_key: HashMap::new(),
+            claims: HashMap::new(),
+            clearing: HashMap::new(),
+            operators: Operators::default(),
+        }
     }
 
     pub(crate) const fn handle(&self) -> &TierHandle {
@@ -244,6 +254,7 @@ impl Hub {
                     tiering.handle.send(TierCommand::Clear(devices));
                 }
             }
+            TierEvent::Listed { work, holdings } => self.tell_list(work, &holdings),
             TierEvent::Loaded { work, result } => {
                 self.metrics.tier.loaded(result);
                 let Some(asked) = self.end_asked(work) else { return };
@@ -354,11 +365,7 @@ fn changed(tier: Tier, stored: &[(u32, BlockHash)], removed: &[(u32, BlockHash)]
         };
         (0..count).map(of_group).collect()
     };
-    let tier = match tier {
-        Tier::Host => "host",
-        Tier::Disk => "disk",
-    };
-    v1::TierChanged { tier: tier.to_owned(), stored: by_group(stored), removed: by_group(removed) }
+    v1::TierChanged { tier: tier.word().to_owned(), stored: by_group(stored), removed: by_group(removed) }
 }
 
 fn word(failure: Option<TierFailure>) -> String {

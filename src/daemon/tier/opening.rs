@@ -8,7 +8,7 @@ use kvferry_memory::Meter;
 use kvferry_tier::disk::Shelf;
 use kvferry_tier::host::{Arena, Recovered};
 use kvferry_tier::tiers::{TierLimits, Tiers};
-use kvferry_tier::{Cache, CacheLimits, Store, Tenant};
+use kvferry_tier::{Cache, CacheLimits, Left, Store, Tenant};
 
 use crate::config::{DiskTier, HostTier};
 use crate::random;
@@ -50,7 +50,8 @@ pub(crate) fn open(
         tenant_bytes_max: host.tenant_bytes_max,
         seed: random::number()?,
     };
-    let cache = with_quotas(Cache::new(arena, limits, now), &host.tenants, now);
+    let mut cache = with_quotas(Cache::new(arena, limits, now), &host.tenants, now);
+    cache.left_before(Left::Record, recovery.damaged);
     let limits =
         TierLimits { claims_max: works_max, works_max, blocks_max, claim_max: host.claim_max, commit_max: COMMIT_MAX };
     let disk = disk.and_then(|disk| {
@@ -82,7 +83,10 @@ fn open_disk(disk: &DiskTier, now: Time) -> Result<Cache<Shelf>> {
         tenant_bytes_max: disk.tenant_bytes_max,
         seed: random::number()?,
     };
-    Ok(with_quotas(Cache::new(shelf, limits, now), &disk.tenants, now))
+    let mut cache = with_quotas(Cache::new(shelf, limits, now), &disk.tenants, now);
+    cache.left_before(Left::Record, recovery.damaged_records);
+    cache.left_before(Left::Limits, recovery.over_limits);
+    Ok(cache)
 }
 
 /// What a tenant has beyond its quota, as after that was lowered, goes before anybody asks for it.

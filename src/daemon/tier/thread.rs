@@ -9,8 +9,9 @@
 //!
 //! The hub never waits for the inbox: it has room for all that may be open ([`COMMANDS_PER_WORK`]), for a Clear of each
 //! session's fingerprint, and for the jobs that are out. Engines wait for loads, and nobody for a store: one thread of the
-//! normal class carries those out, whatever class the others are in; chores have another of that class. Shutdown: no new jobs, those that are out are waited
-//! for.
+//! normal class carries those out, whatever class the others are in, and sums what is only looked at; chores have another
+//! of that class. While a sweep goes on, the thread takes a slice of it every [`SLICE_PAUSE`]: it is real-time where that is
+//! allowed, and must not keep a core busy. Shutdown: no new jobs, those that are out are waited for.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,8 +22,10 @@ use anyhow::{Context as _, Result};
 use kvferry_core::{Time, WorkId};
 use kvferry_tier::disk::Done;
 use kvferry_tier::tiers::{
-    CHORES_MAX, Chore, ChoreDone, Copied, CopyJob, Device, LoadRequest, Lookup, StoreRequest, TierEvent, Tiers,
+    CHORES_MAX, CheckJob, Checked, Chore, ChoreDone, Copied, CopyJob, Device, LoadRequest, Lookup, StoreRequest, Sweep,
+    SweepFilter, SweepProgress, TierEvent, Tiers,
 };
+use kvferry_tier::{Departures, Left};
 use tokio::sync::mpsc;
 
 use super::super::clock::Clock;
@@ -31,6 +34,11 @@ use super::disk::{self, DiskHandle};
 
 /// Jobs of a copying thread: the one that it is at, and the next. What comes later may go before the others.
 const JOBS_PER_THREAD: usize = 2;
+/// Of the thread that stores: its own, and a piece of host memory that is checked.
+const STORE_JOBS: usize = JOBS_PER_THREAD + 1;
+
+/// Between two slices of a sweep, each of which takes a fifth of that.
+const SLICE_PAUSE: Duration = Duration::from_millis(1);
 
 /// What the hub says of one work at most: that there is one, a commit or a forget, and an abort.
 pub(crate) const COMMANDS_PER_WORK: usize = 3;
@@ -40,10 +48,13 @@ pub(crate) enum TierCommand {
     Abort(WorkId),
     Clear(Vec<Arc<Device>>),
     Commit(WorkId),
+    EndSweep(WorkId),
     Forget(WorkId),
+    List(WorkId),
     Load(WorkId, LoadRequest),
     Lookup(WorkId, Lookup),
     Store(WorkId, StoreRequest),
+    Sweep(WorkId, Sweep, SweepFilter),
 }
 
 enum Message {
@@ -51,20 +62,39 @@ enum Message {
     Command(TierCommand),
     /// Whether it was a load.
     Copied(Copied, bool),
+    Checked(Checked),
     Disk(Done),
     Stop,
+}
+
+/// What a copying thread is handed.
+enum Job {
+    Check(CheckJob),
+    Copy(CopyJob),
 }
 
 /// What there is, for people: as it was at the last turn.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Inventory {
     pub(crate) blocks: usize,
-    pub(crate) evicted: u64,
-    pub(crate) damaged: u64,
+    pub(crate) left: Departures,
     pub(crate) claims: usize,
     pub(crate) loads: usize,
     pub(crate) stores: usize,
     pub(crate) disk: Option<DiskInventory>,
+    evicting: Option<SweepProgress>,
+    verifying: Option<SweepProgress>,
+}
+
+impl Inventory {
+    /// How far this one has come; none where the tiers have not begun it.
+    pub(crate) fn sweep(&self, sweep: Sweep, work: WorkId) -> Option<SweepProgress> {
+        let last = match sweep {
+            Sweep::Evict => self.evicting,
+            Sweep::Verify => self.verifying,
+        };
+        last.filter(|last| last.work == work)
+    }
 }
 
 /// Of the disk.
@@ -73,8 +103,7 @@ pub(crate) struct DiskInventory {
     pub(crate) blocks: usize,
     pub(crate) bytes: u64,
     pub(crate) files: u32,
-    pub(crate) evicted: u64,
-    pub(crate) damaged: u64,
+    pub(crate) left: Departures,
     pub(crate) failed_writes: u64,
     pub(crate) is_read_only: bool,
 }
@@ -120,10 +149,10 @@ pub(crate) fn start(
     outbox: mpsc::Sender<TierEvent>,
 ) -> Result<(TierHandle, JoinHandle<()>)> {
     let loads_max = load_threads * JOBS_PER_THREAD;
-    let jobs_max = loads_max + JOBS_PER_THREAD + disk::DEPTH_MAX as usize + CHORES_MAX;
+    let jobs_max = loads_max + STORE_JOBS + disk::DEPTH_MAX as usize + CHORES_MAX;
     let (inbox, messages) = sync_channel(commands_max + jobs_max + 1);
-    let (loads, waiting_loads) = sync_channel::<CopyJob>(loads_max);
-    let (stores, waiting_stores) = sync_channel::<CopyJob>(JOBS_PER_THREAD);
+    let (loads, waiting_loads) = sync_channel::<Job>(loads_max);
+    let (stores, waiting_stores) = sync_channel::<Job>(STORE_JOBS);
     let waiting_loads = Arc::new(Mutex::new(waiting_loads));
     let mut copiers = Vec::new();
     for number in 0..load_threads {
@@ -162,6 +191,8 @@ pub(crate) fn start(
         loads_out: 0,
         loads_max,
         stores_out: 0,
+        checks_out: 0,
+        next_slice: clock.now(),
         disk_out: 0,
         chores_out: 0,
         outbox,
@@ -183,21 +214,27 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
 }
 
 /// A copying thread's whole life.
-fn copy(jobs: &Mutex<Receiver<CopyJob>>, done: &SyncSender<Message>) {
+fn copy(jobs: &Mutex<Receiver<Job>>, done: &SyncSender<Message>) {
     loop {
         // Whoever waits for a job holds the lock; the others wait for the lock.
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        let is_load = job.is_load();
-        if done.send(Message::Copied(job.run(), is_load)).is_err() {
+        let message = match job {
+            Job::Check(job) => Message::Checked(job.run()),
+            Job::Copy(job) => {
+                let is_load = job.is_load();
+                Message::Copied(job.run(), is_load)
+            }
+        };
+        if done.send(message).is_err() {
             return;
         }
     }
 }
 
 struct Copying {
-    loads: SyncSender<CopyJob>,
-    stores: SyncSender<CopyJob>,
+    loads: SyncSender<Job>,
+    stores: SyncSender<Job>,
     disk: Option<DiskHandle>,
     chores: SyncSender<Chore>,
 }
@@ -211,6 +248,8 @@ struct TierThread {
     loads_out: usize,
     loads_max: usize,
     stores_out: usize,
+    checks_out: usize,
+    next_slice: Time,
     disk_out: usize,
     chores_out: usize,
     /// There is more to tidy, and nobody will say so.
@@ -222,7 +261,7 @@ struct TierThread {
 impl TierThread {
     fn run(&mut self) {
         self.observe();
-        while self.copying.is_some() || self.loads_out + self.stores_out + self.disk_out + self.chores_out > 0 {
+        while self.copying.is_some() || self.jobs_out() > 0 {
             match self.wait() {
                 Ok(message) => {
                     self.handle(message);
@@ -238,8 +277,13 @@ impl TierThread {
         }
     }
 
+    const fn jobs_out(&self) -> usize {
+        self.loads_out + self.stores_out + self.checks_out + self.disk_out + self.chores_out
+    }
+
     fn wait(&self) -> Result<Message, RecvTimeoutError> {
-        match self.tiers.poll_deadline() {
+        let slice = if self.copying.is_some() && self.tiers.has_slice() { Some(self.next_slice) } else { None };
+        match slice.into_iter().chain(self.tiers.poll_deadline()).min() {
             _ if self.is_behind => self.messages.recv_timeout(Duration::ZERO),
             Some(deadline) => self.messages.recv_timeout(deadline.until(self.clock.now())),
             None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -258,6 +302,10 @@ impl TierThread {
                 *if is_load { &mut self.loads_out } else { &mut self.stores_out } -= 1;
                 self.tiers.handle_copied(now, &copied);
             }
+            Message::Checked(checked) => {
+                self.checks_out -= 1;
+                self.tiers.handle_checked(&checked);
+            }
             Message::Disk(done) => {
                 self.disk_out -= 1;
                 self.tiers.handle_disk(done);
@@ -271,10 +319,13 @@ impl TierThread {
             TierCommand::Abort(work) => self.tiers.abort(now, work),
             TierCommand::Clear(devices) => self.tiers.clear(now, &devices),
             TierCommand::Commit(work) => self.tiers.commit(now, work),
+            TierCommand::EndSweep(work) => self.tiers.end_sweep(work),
             TierCommand::Forget(claim) => self.tiers.forget(claim),
+            TierCommand::List(work) => self.tiers.list(work),
             TierCommand::Load(work, request) => self.tiers.load(work, &request),
             TierCommand::Lookup(claim, lookup) => self.tiers.lookup(now, claim, &lookup),
             TierCommand::Store(work, request) => self.tiers.store(work, &request),
+            TierCommand::Sweep(work, sweep, filter) => self.tiers.sweep(work, sweep, filter),
         }
     }
 
@@ -282,6 +333,10 @@ impl TierThread {
         let now = self.clock.now();
         self.tiers.handle_timeout(now);
         self.is_behind = self.copying.is_some() && self.tiers.tidy(now);
+        if now >= self.next_slice {
+            self.tiers.slice();
+            self.next_slice = self.clock.now().after(SLICE_PAUSE);
+        }
         self.hand_out();
         self.observe();
         while let Some(event) = self.tiers.poll_event() {
@@ -297,12 +352,17 @@ impl TierThread {
         while self.loads_out < self.loads_max
             && let Some(job) = self.tiers.poll_load()
         {
-            self.loads_out += usize::from(loads.send(job).is_ok());
+            self.loads_out += usize::from(loads.send(Job::Copy(job)).is_ok());
         }
         while self.stores_out < JOBS_PER_THREAD
             && let Some(job) = self.tiers.poll_store(self.clock.now())
         {
-            self.stores_out += usize::from(stores.send(job).is_ok());
+            self.stores_out += usize::from(stores.send(Job::Copy(job)).is_ok());
+        }
+        if self.checks_out == 0
+            && let Some(job) = self.tiers.poll_check()
+        {
+            self.checks_out += usize::from(stores.send(Job::Check(job)).is_ok());
         }
         while let Some(disk) = disk
             && self.disk_out < disk::DEPTH_MAX as usize
@@ -323,8 +383,7 @@ impl TierThread {
         let (claims, loads, stores) = self.tiers.open();
         let now = Inventory {
             blocks: host.blocks(),
-            evicted: host.evicted(),
-            damaged: host.damaged_blocks(),
+            left: host.departures(),
             claims,
             loads,
             stores,
@@ -334,18 +393,19 @@ impl TierThread {
                     blocks: disk.blocks(),
                     bytes,
                     files,
-                    evicted: disk.evicted(),
-                    damaged: disk.damaged_blocks(),
+                    left: disk.departures(),
                     failed_writes: disk.store().counts().failed_writes,
                     is_read_only: disk.store().read_only().is_some(),
                 }
             }),
+            evicting: self.tiers.sweeps(Sweep::Evict),
+            verifying: self.tiers.sweeps(Sweep::Verify),
         };
         let mut inventory = self.inventory.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *inventory, now);
         drop(inventory);
-        tell_damaged("host", before.damaged, now.damaged);
-        let on_disk = |inventory: Inventory| inventory.disk.map_or(0, |disk| disk.damaged);
+        tell_damaged("host", before.left.of(Left::Damaged), now.left.of(Left::Damaged));
+        let on_disk = |inventory: Inventory| inventory.disk.map_or(0, |disk| disk.left.of(Left::Damaged));
         tell_damaged("disk", on_disk(before), on_disk(now));
     }
 }

@@ -83,11 +83,15 @@ pub(crate) struct EngineOptions {
     pub(crate) shape: Shape,
     pub(crate) order: &'static str,
     pub(crate) fingerprint: [u8; 32],
+    /// What it calls its model.
+    pub(crate) model: &'static str,
+    /// Whose blocks it stores.
+    pub(crate) tenant: &'static str,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { shape: Shape::SMALL, order: "LBHNC", fingerprint: [7; 32] }
+        Self { shape: Shape::SMALL, order: "LBHNC", fingerprint: [7; 32], model: "a model", tenant: "tenant" }
     }
 }
 
@@ -99,6 +103,7 @@ pub(crate) struct StandInEngine {
     pub(crate) worker: Client,
     pub(crate) shape: Shape,
     order: &'static str,
+    tenant: &'static str,
     region: Arc<Region>,
     /// Of the daemon that was last seen.
     daemon_epoch: Option<u64>,
@@ -119,17 +124,19 @@ impl StandInEngine {
     }
 
     pub(crate) fn attach_at(socket: PathBuf, name: &str, options: EngineOptions) -> Self {
-        let EngineOptions { shape, order, fingerprint } = options;
+        let EngineOptions { shape, order, fingerprint, .. } = options;
         let fd: OwnedFd = kvferry_memory::create("kvferry-test", shape.bytes()).expect("create a memfd");
         let region =
             Region::map(fd.try_clone().expect("duplicate the memfd"), shape.bytes(), &Meter::new()).expect("map");
         let worker = client(socket.clone(), name, Role::Worker);
         let layout = shape.layout(order);
-        worker.attach(AttachSpec { rank: 0, rank_count: 1, fingerprint, layout, region: Arc::new(fd) });
+        let (region_fd, model) = (Arc::new(fd), options.model.to_owned());
+        worker.attach(AttachSpec { rank: 0, rank_count: 1, fingerprint, layout, region: region_fd, model });
         let scheduler = client(socket, name, Role::Scheduler);
         assert!(worker.wait_connected(PATIENCE) && scheduler.wait_connected(PATIENCE), "no connection");
         let daemon_epoch = worker.daemon_epoch();
-        Self { name: name.to_owned(), scheduler, worker, shape, order, region, daemon_epoch, seen: Vec::new() }
+        let (name, tenant) = (name.to_owned(), options.tenant);
+        Self { name, scheduler, worker, shape, order, tenant, region, daemon_epoch, seen: Vec::new() }
     }
 
     /// Waits until both connections have found the next daemon by themselves.
@@ -229,7 +236,7 @@ impl StandInEngine {
         blocks: &[u32],
     ) -> (u64, Option<String>) {
         let group = StoredBlocks { parent, hashes: hashes.to_vec(), blocks: blocks.to_vec() };
-        let key = self.worker.store("request", &[group], b"tenant");
+        let key = self.worker.store("request", &[group], self.tenant.as_bytes());
         let copied = self.wait(|event| matches!(event, Event::Copied { key: of, .. } if *of == key));
         let Event::Copied { failure, .. } = copied else { unreachable!("waited for it") };
         (key, failure)

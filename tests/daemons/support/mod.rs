@@ -3,6 +3,7 @@
 pub(crate) mod daemon;
 pub(crate) mod dice;
 pub(crate) mod engine;
+pub(crate) mod impostor;
 pub(crate) mod load;
 pub(crate) mod relay;
 pub(crate) mod session;

@@ -127,5 +127,6 @@ pub(crate) fn hello(role: Role, protocol: u32) -> to_daemon::Body {
 /// An attach that fits a region of [`Shape::SMALL`].
 pub(crate) fn attach() -> v1::Attach {
     let layout = Shape::SMALL.layout("LBHNC");
-    v1::Attach { rank: 0, rank_count: 1, fingerprint: vec![7; 32], layout: Some((&layout).into()) }
+    let (fingerprint, layout) = (vec![7; 32], Some((&layout).into()));
+    v1::Attach { rank: 0, rank_count: 1, fingerprint, layout, model: String::new() }
 }

@@ -2,7 +2,7 @@
 
 use kvferry_core::Time;
 
-use super::Cache;
+use super::{Cache, Left};
 use crate::eviction::{Fit, Fitted};
 use crate::store::{ClassId, Store};
 
@@ -27,9 +27,7 @@ impl<S: Store> Cache<S> {
         let end = self.names.len().min(from + PIECE_NAMES);
         for number in from..end {
             let Some((of, hash)) = self.names[number] else { continue };
-            if of == class && self.store.remove(of, &hash) {
-                self.lose(of, &hash);
-                self.changed(of, hash, false);
+            if of == class && self.remove(of, &hash, Left::Cleared) {
                 left -= 1;
                 if left == 0 {
                     return Some(number + 1);

@@ -2,7 +2,7 @@
 
 use kvferry_core::Time;
 
-use super::Cache;
+use super::{Cache, Left};
 use crate::eviction::BlockNumber;
 use crate::store::{ClassId, Store, Tenant};
 
@@ -34,7 +34,7 @@ impl<S: Store> Cache<S> {
                 while let Some(block) = end.filter(|&block| self.is_over(tenant) && self.may_leave(block, tenant)) {
                     end = self.eviction.parent(block);
                     self.eviction.lose(block);
-                    self.evict(block);
+                    self.evict(block, Left::Quota);
                 }
             }
         }
@@ -61,19 +61,13 @@ impl<S: Store> Cache<S> {
                     && names[block as usize].is_some_and(|(class, hash)| store.may_go(class, &hash)))
         };
         let victim = self.eviction.victim(now, newest.number, may_go).filter(|&victim| victim != newest.number);
-        victim.is_some_and(|victim| self.evict(victim))
+        victim.is_some_and(|victim| self.evict(victim, Left::Quota))
     }
 
     /// A victim leaves the store.
-    fn evict(&mut self, victim: BlockNumber) -> bool {
-        self.evicted += 1;
-        self.tenants.uncount(victim);
+    fn evict(&mut self, victim: BlockNumber, why: Left) -> bool {
         let Some((class, hash)) = self.names[victim as usize] else { return false };
-        let gone = self.store.remove(class, &hash);
-        if gone {
-            self.changed(class, hash, false);
-        }
-        gone
+        self.remove(class, &hash, why)
     }
 
     /// One block less, or a part's worth of them. False: nobody goes for this one.
@@ -85,7 +79,7 @@ impl<S: Store> Cache<S> {
         match self.eviction.victim(now, newest.number, may_go) {
             // The first of its class competes with nobody of its kind.
             Some(victim) if victim == newest.number => !self.store.has_blocks(class) && self.take_part(class),
-            Some(victim) => self.evict(victim),
+            Some(victim) => self.evict(victim, Left::Room),
             None => self.take_part(class),
         }
     }
@@ -95,11 +89,7 @@ impl<S: Store> Cache<S> {
         let names = self.store.emptiest_part(class);
         let mut room = false;
         for (of, hash) in names {
-            if self.store.remove(of, &hash) {
-                (room, self.evicted) = (true, self.evicted + 1);
-                self.lose(of, &hash);
-                self.changed(of, hash, false);
-            }
+            room |= self.remove(of, &hash, Left::Displaced);
         }
         room
     }

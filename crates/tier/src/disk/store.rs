@@ -16,6 +16,10 @@ impl Store for Shelf {
         self.find_or_add((fingerprint, group, block_bytes), cut).ok_or(Refused::Class)
     }
 
+    fn fingerprint(&self, class: ClassId) -> Fingerprint {
+        self.classes[usize::from(class.0)].key.0
+    }
+
     fn block_bytes(&self, class: ClassId) -> u64 {
         self.class_bytes(class)
     }

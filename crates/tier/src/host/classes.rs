@@ -69,6 +69,10 @@ impl Classes {
         &self.classes[usize::from(class.0)]
     }
 
+    pub(super) fn fingerprint(&self, class: ClassId) -> Fingerprint {
+        self.class(class).key.0
+    }
+
     pub(super) fn block_bytes(&self, class: ClassId) -> u64 {
         self.class(class).key.2
     }

@@ -120,6 +120,10 @@ impl Store for Arena {
         self.classes.find_or_add(self.geometry, fingerprint, group, block_bytes).ok_or(Refused::Class)
     }
 
+    fn fingerprint(&self, class: ClassId) -> Fingerprint {
+        self.classes.fingerprint(class)
+    }
+
     fn block_bytes(&self, class: ClassId) -> u64 {
         self.classes.block_bytes(class)
     }

@@ -120,6 +120,7 @@ impl Tiers {
         let Clearing { kinds, at: (tier, from), .. } = &mut self.clearing[place];
         let Some(kind) = kinds.last() else {
             self.clearing.swap_remove(place);
+            self.drop_doomed();
             return !self.clearing.is_empty();
         };
         let next = match (*tier, &mut self.disk, kind.disk) {
@@ -144,5 +145,6 @@ impl Tiers {
             || self.stores.values().any(|store| is_of(&store.device))
             || self.promotions.is_busy(&clearing.kinds)
             || self.demotions.is_busy(&clearing.kinds)
+            || self.verifying.is_busy(&clearing.kinds)
     }
 }

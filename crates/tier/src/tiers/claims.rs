@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use kvferry_core::{Fingerprint, Rank, Time, WorkId};
 
 use super::promotions::{Name, Wants};
-use super::{Kind, Lookup, TierEvent, TierFailure, Tiers};
+use super::{Kind, Lookup, Tier, TierEvent, TierFailure, Tiers};
 use crate::host::Block;
 use crate::store::BlockHash;
 
@@ -84,21 +84,21 @@ impl Tiers {
     /// A request came for this chain: how many of its first blocks are in some tier.
     fn request(&mut self, now: Time, kind: Kind, chain: &[BlockHash]) -> usize {
         self.host.request(now, kind.host, chain);
-        let mut disk = self.disk.as_mut().zip(kind.disk);
-        if let Some((disk, class)) = &mut disk {
-            disk.request(now, *class, chain);
+        if let (Some(disk), Some(class)) = (&mut self.disk, kind.disk) {
+            disk.request(now, class, chain);
         }
         let in_host =
-            |hash: &BlockHash| self.host.contains(kind.host, hash) && !self.damaged.contains(&(kind.host, *hash));
+            |hash: &BlockHash| self.host.contains(kind.host, hash) && !self.is_hidden(Tier::Host, kind.host, hash);
         let on_disk = |hash: &BlockHash| {
-            disk.as_ref().is_some_and(|(disk, class)| {
-                disk.contains(*class, hash) && !self.damaged_on_disk.contains(&(*class, *hash))
-            })
+            self.disk
+                .as_ref()
+                .zip(kind.disk)
+                .is_some_and(|(disk, class)| disk.contains(class, hash) && !self.is_hidden(Tier::Disk, class, hash))
         };
         chain.iter().take_while(|hash| in_host(hash) || on_disk(hash)).count()
     }
 
-    /// Holds one block in host memory, or has it brought there. False: it turns out to be damaged.
+    /// Holds one block in host memory, or has it brought there. False: it turns out to be damaged, or goes.
     fn hold(
         &mut self,
         claim: WorkId,
@@ -107,14 +107,14 @@ impl Tiers {
         blocks: &mut Vec<Block>,
         promoting: &mut HashSet<Name>,
     ) -> bool {
-        let is_damaged = self.damaged.contains(&(name.0.host, name.1));
-        if !is_damaged && let Some(block) = self.host.pin(name.0.host, &name.1) {
+        let is_hidden = self.is_hidden(Tier::Host, name.0.host, &name.1);
+        if !is_hidden && let Some(block) = self.host.pin(name.0.host, &name.1) {
             blocks.push(block);
             // It was there when it was asked for: somebody has used it before.
             self.want_on_disk(name, parent);
             return true;
         }
-        let wanted = !is_damaged && self.promotions.want(self.disk.as_mut(), (name, parent), Wants::Claim(claim));
+        let wanted = !is_hidden && self.promotions.want(self.disk.as_mut(), (name, parent), Wants::Claim(claim));
         if wanted {
             promoting.insert(name);
         }
@@ -135,7 +135,7 @@ impl Tiers {
         for name in claim_.promoting {
             self.promotions.leave(self.disk.as_mut(), name, claim);
         }
-        self.drop_damaged();
+        self.drop_doomed();
         self.events.push_back(TierEvent::Released { claim });
     }
 

@@ -35,7 +35,7 @@ pub(super) struct Demotions {
 }
 
 struct Writing {
-    kind: Kind,
+    name: Name,
     block: host::Block,
     parent: Option<BlockHash>,
     /// What the disk has is to be forgotten.
@@ -51,14 +51,24 @@ impl Demotions {
 
     /// Whether something of these kinds is at the disk.
     pub(super) fn is_busy(&self, kinds: &[Kind]) -> bool {
-        self.writing.values().any(|writing| kinds.contains(&writing.kind))
+        self.writing.values().any(|writing| kinds.contains(&writing.name.0))
     }
 
     /// What is on its way of these kinds is to be forgotten.
     pub(super) fn void(&mut self, kinds: &[Kind]) {
-        self.turns.retain(|((kind, _), _)| !kinds.contains(kind));
-        self.wanted.retain(|(kind, _)| !kinds.contains(kind));
-        self.writing.values_mut().for_each(|writing| writing.is_void |= kinds.contains(&writing.kind));
+        self.void_those(|(kind, _)| kinds.contains(kind));
+    }
+
+    /// As [`void`](Self::void), of such blocks.
+    pub(super) fn void_those(&mut self, is_of: impl Fn(&Name) -> bool) {
+        self.turns.retain(|(name, _)| !is_of(name));
+        self.wanted.retain(|name| !is_of(name));
+        self.writing.values_mut().for_each(|writing| writing.is_void |= is_of(&writing.name));
+    }
+
+    /// Whether something is at the disk that is to be forgotten.
+    pub(super) fn has_void(&self) -> bool {
+        self.writing.values().any(|writing| writing.is_void)
     }
 }
 
@@ -74,12 +84,14 @@ impl Tiers {
 
     /// The next block to write.
     pub(super) fn next_write(&mut self, now: Time) -> Option<DiskJob> {
-        let disk = self.disk.as_mut()?;
         while self.demotions.writing.len() < WRITES_MAX {
             let (name, parent) = self.demotions.turns.pop_front()?;
             self.demotions.wanted.remove(&name);
             let (kind, hash) = name;
-            let Some(class) = kind.disk else { continue };
+            if self.is_kept_from_disk(kind.host, &hash) {
+                continue;
+            }
+            let (Some(disk), Some(class)) = (&mut self.disk, kind.disk) else { continue };
             // It may have left host memory.
             let Some(block) = self.host.pin(kind.host, &hash) else { continue };
             let tenant = self.host.owner(kind.host, &hash).unwrap_or_default();
@@ -98,9 +110,8 @@ impl Tiers {
             };
             let region = Arc::clone(self.host.store().region());
             let span = Span { region, offset: block.offset, room: block.bytes.next_multiple_of(PAGE) };
-            let tag = self.next_tag;
-            self.next_tag += 1;
-            self.demotions.writing.insert(tag, Writing { kind, block, parent, is_void: false });
+            let tag = self.draw_tag();
+            self.demotions.writing.insert(tag, Writing { name, block, parent, is_void: false });
             return Some(DiskJob::Write { tag, filling, span });
         }
         None
@@ -118,6 +129,6 @@ impl Tiers {
                 _ => disk.abandon(filling),
             }
         }
-        self.drop_damaged();
+        self.drop_doomed();
     }
 }

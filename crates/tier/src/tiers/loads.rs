@@ -8,9 +8,10 @@ use kvferry_core::{BlockIndex, Time, WorkId};
 use super::copying::BlockCopy;
 use super::promotions::Wants;
 use super::{
-    Chunks, CopyJob, Device, Direction, JOB_BLOCKS, JOB_BYTES, Job, Kind, LoadRequest, Loaded, TierEvent, TierFailure,
-    Tiers,
+    Chunks, CopyJob, Device, Direction, JOB_BLOCKS, JOB_BYTES, Job, Kind, LoadRequest, Loaded, Tier, TierEvent,
+    TierFailure, Tiers,
 };
+use crate::cache::Left;
 use crate::host::{Block, Slot};
 use crate::store::BlockHash;
 
@@ -184,7 +185,7 @@ impl Tiers {
                 }
                 Some(_) => {
                     if !self.host.discard(of.kind.host, &of.hash, &block) {
-                        self.damaged.insert((of.kind.host, of.hash));
+                        self.doomed.insert(Tier::Host, of.kind.host, of.hash, Left::Damaged);
                     }
                     failure = Some(TierFailure::Checksum);
                 }
@@ -194,7 +195,7 @@ impl Tiers {
                 }
             }
         }
-        self.drop_damaged();
+        self.drop_doomed();
         let Some(load) = self.loads.get_mut(&work) else { return };
         load.jobs -= 1;
         load.loaded.bytes += moved.bytes;
@@ -212,7 +213,9 @@ impl Tiers {
             for (_, block) in load.ready.drain(..) {
                 self.host.unpin(&block);
             }
+            self.drop_doomed();
         }
+        let Some(load) = self.loads.get(&work) else { return };
         if !load.left.is_empty() || !load.ready.is_empty() || load.waits + load.jobs > 0 {
             return;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvferry_core::{BlockIndex, Fingerprint, Time, WorkId};
 
 use super::Device;
+use crate::cache::Holding;
 use crate::disk::{self, Span};
 use crate::store::{BlockHash, Tenant};
 
@@ -55,6 +56,17 @@ pub enum Tier {
     Disk,
 }
 
+impl Tier {
+    /// One word, as messages and metrics have it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Disk => "disk",
+        }
+    }
+}
+
 /// What whoever asked is to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TierEvent {
@@ -90,6 +102,13 @@ pub enum TierEvent {
     Cleared {
         /// Of whom.
         fingerprint: Fingerprint,
+    },
+    /// The answer to a [question](super::Tiers::list).
+    Listed {
+        /// The question.
+        work: WorkId,
+        /// What each tier holds, by fingerprint and tenant.
+        holdings: Vec<(Tier, Holding)>,
     },
     /// A load has ended; nothing touches its blocks any more.
     Loaded {

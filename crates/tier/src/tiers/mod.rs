@@ -20,12 +20,16 @@ mod claims;
 mod copying;
 mod demotions;
 mod device;
+mod doomed;
+mod evicting;
 mod loads;
 mod messages;
 mod promotions;
 mod stores;
+mod sweeps;
+mod verifying;
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,16 +44,21 @@ use self::copying::Direction;
 pub use self::copying::{Copied, CopyJob, JobId};
 use self::demotions::Demotions;
 pub use self::device::Device;
+use self::doomed::Doomed;
+use self::evicting::Evicting;
 use self::loads::{Load, Loading};
 pub use self::messages::{
     ChainPiece, DiskJob, LoadRequest, Loaded, Lookup, StoreRequest, Tier, TierEvent, TierFailure,
 };
 use self::promotions::Promotions;
 use self::stores::Store;
+pub use self::sweeps::{Sweep, SweepCount, SweepFilter, SweepProgress};
+use self::verifying::Verifying;
+pub use self::verifying::{CheckJob, Checked};
 use crate::cache::{Cache, Change};
 use crate::disk::{Done, Shelf};
 use crate::host::{Arena, Block};
-use crate::store::{BlockHash, ClassId};
+use crate::store::ClassId;
 
 /// Bytes of one job: long enough that its messages cost little, short enough that a load waits for little.
 const JOB_BYTES: u64 = 2 << 20;
@@ -98,9 +107,9 @@ pub struct Tiers {
     deadlines: BTreeSet<(Time, WorkId)>,
     /// What is to be forgotten once no job is at it.
     clearing: Vec<Clearing>,
-    /// Blocks that are not what was stored, and go once nobody holds them. Nobody finds them meanwhile.
-    damaged: HashSet<(ClassId, BlockHash)>,
-    damaged_on_disk: HashSet<(ClassId, BlockHash)>,
+    doomed: Doomed,
+    evicting: Evicting,
+    verifying: Verifying,
     /// Classes of first ranks: whose they are, and which cache group.
     owners: HashMap<(Tier, ClassId), (Fingerprint, u32)>,
     events: VecDeque<TierEvent>,
@@ -135,8 +144,9 @@ impl Tiers {
             next_job: 0,
             deadlines: BTreeSet::new(),
             clearing: Vec::new(),
-            damaged: HashSet::new(),
-            damaged_on_disk: HashSet::new(),
+            doomed: Doomed::default(),
+            evicting: Evicting::default(),
+            verifying: Verifying::default(),
             owners: HashMap::new(),
             events: VecDeque::new(),
         }
@@ -192,14 +202,17 @@ impl Tiers {
         None
     }
 
-    /// The next block for the disk, or from it: those that somebody waits for come first.
+    /// The next block for the disk, or from it: those that somebody waits for come first, those that are only looked at last.
     pub fn poll_disk(&mut self, now: Time) -> Option<DiskJob> {
-        self.next_read(now).or_else(|| self.next_write(now))
+        self.next_read(now).or_else(|| self.next_write(now)).or_else(|| self.next_disk_check())
     }
 
     /// The disk is done with a job.
     pub fn handle_disk(&mut self, done: Done) {
         match done {
+            Done::Read { tag, block, outcome } if self.verifying.is_at(tag) => {
+                self.handle_disk_check(tag, &block, outcome);
+            }
             Done::Read { tag, block, outcome } => self.handle_read(tag, &block, outcome),
             Done::Written { tag, filling, outcome } => self.handle_written(tag, filling, outcome),
         }
@@ -249,15 +262,6 @@ impl Tiers {
         self.deadlines.first().map(|&(deadline, _)| deadline)
     }
 
-    /// Lets go of what is damaged and held by nobody any more.
-    fn drop_damaged(&mut self) {
-        let host = &mut self.host;
-        self.damaged.retain(|(class, hash)| host.contains(*class, hash) && !host.damaged(*class, hash));
-        if let Some(disk) = &mut self.disk {
-            self.damaged_on_disk.retain(|(class, hash)| disk.contains(*class, hash) && !disk.damaged(*class, hash));
-        }
-    }
-
     fn kind(&mut self, device: &Device, group: usize) -> Option<Kind> {
         let (fingerprint, part, bytes) =
             (device.fingerprint(), device.part(group)?, device.group(group)?.bytes_per_block(0)?);
@@ -288,6 +292,11 @@ impl Tiers {
                 }
             }
         }
+    }
+
+    fn draw_tag(&mut self) -> u64 {
+        self.next_tag += 1;
+        self.next_tag
     }
 
     fn draw_job(&mut self) -> JobId {

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use kvferry_core::{Time, WorkId};
 
 use super::loads::Loading;
-use super::{DiskJob, Kind, TierFailure, Tiers};
-use crate::cache::{Cache, NotAdmitted};
+use super::{DiskJob, Kind, Tier, TierFailure, Tiers};
+use crate::cache::{Cache, Left, NotAdmitted};
 use crate::disk::{self, DiskError, Shelf, Span};
 use crate::host;
 use crate::store::{BlockHash, Held as _, Tenant};
@@ -111,6 +111,11 @@ impl Promotions {
         self.open.keys().any(|(kind, _)| kinds.contains(kind))
     }
 
+    /// Whether something of such a kind and tenant is on its way.
+    pub(super) fn has(&self, is_of: impl Fn(&Kind, Tenant) -> bool) -> bool {
+        self.open.iter().any(|((kind, _), promotion)| is_of(kind, promotion.tenant))
+    }
+
     /// What is on its way of these kinds is to be forgotten.
     pub(super) fn void(&mut self, mut disk: Option<&mut Cache<Shelf>>, kinds: &[Kind]) {
         let of = self.open.extract_if(|(kind, _), promotion| {
@@ -137,8 +142,8 @@ impl Tiers {
                 Ok(filling) => {
                     let room = filling.bytes.next_multiple_of(PAGE);
                     let span = Span { region: Arc::clone(self.host.store().region()), offset: filling.offset, room };
-                    let tag = self.next_tag;
                     self.next_tag += 1;
+                    let tag = self.next_tag;
                     let before = std::mem::replace(&mut open.get_mut().state, State::Reading(filling));
                     self.promotions.reading.insert(tag, name);
                     let State::Waiting(block) = before else { continue };
@@ -179,7 +184,7 @@ impl Tiers {
         if let (Some(disk), Some(class)) = (&mut self.disk, name.0.disk) {
             match failure {
                 Some(TierFailure::Checksum) if !disk.discard(class, &name.1, block) => {
-                    self.damaged_on_disk.insert((class, name.1));
+                    self.doomed.insert(Tier::Disk, class, name.1, Left::Damaged);
                 }
                 Some(TierFailure::Checksum) => {}
                 _ => {
@@ -193,6 +198,10 @@ impl Tiers {
             failure = Some(TierFailure::Evicted);
         }
         self.promoted(name, &claims, loads, failure);
+        if self.is_evicting(Tier::Host, name.0.host, &name.1) {
+            self.doom(Tier::Host, name.0.host, name.1, Left::Asked);
+        }
+        self.drop_doomed();
     }
 
     /// Tells who wants a block that it is there, or not.

@@ -7,8 +7,9 @@ use kvferry_memory::{Meter, Region};
 use super::*;
 use crate::cache::CacheLimits;
 use crate::disk::{self, Mover};
-use crate::store::Tenant;
+use crate::store::{BlockHash, Tenant};
 
+mod sweeping;
 mod with_disk;
 
 const BLOCKS: u32 = 64;

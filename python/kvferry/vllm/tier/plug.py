@@ -92,7 +92,7 @@ class KVFerryTier(SecondaryTierManager):
         engine_id = f"{config.engine_id}.tier"
         self._scheduler = native.start_scheduler(settings.socket, engine_id, settings.reply_timeout_ms)
         self._worker = native.start_worker(settings.socket, engine_id, settings.reply_timeout_ms)
-        self._worker.attach(self._spec(fingerprint))
+        self._worker.attach(self._spec(fingerprint, str(config.model.name)))
         self._complaints = Complaints()
         self._jobs = Jobs()
         group_count = len(self._groups)
@@ -107,14 +107,14 @@ class KVFerryTier(SecondaryTierManager):
         # How long vLLM's hashes are; known from the first key on.
         self._hash_bytes: int | None = None
 
-    def _spec(self, fingerprint: bytes) -> AttachSpec:
+    def _spec(self, fingerprint: bytes, model: str) -> AttachSpec:
         staging = self._staging
         assert staging.fd is not None
         span = Span(1, 0, staging.row_bytes, staging.row_bytes, 1, 1, staging.row_bytes)
         # The groups share the slots: each is for whatever chunk is on its way.
         groups = ((span,),) * len(self._groups)
         layout = Layout("BLHNC", staging.slot_count, staging.slot_count * staging.row_bytes, groups)
-        return AttachSpec(0, 1, layout, fingerprint, staging.fd)
+        return AttachSpec(0, 1, layout, fingerprint, staging.fd, model)
 
     # -- lookups --------------------------------------------------------------------------------------------------
 
