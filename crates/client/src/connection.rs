@@ -181,8 +181,10 @@ impl Shared {
         let mut backoff = BACKOFF_MIN;
         let mut lost_at = Instant::now();
         while !self.state().stopped {
+            let mut is_absent = false;
             match self.session() {
                 Ok(()) => (backoff, lost_at) = (BACKOFF_MIN, Instant::now()),
+                Err(Ended::Absent) => is_absent = true,
                 Err(Ended::Lost) => {}
                 Err(Ended::Refused(message)) => {
                     self.state().tell_connection(Event::Refused { message });
@@ -190,13 +192,14 @@ impl Shared {
                 }
             }
             let again = self.wait(backoff, |state| state.stopped || state.attach_again);
-            backoff = if again { BACKOFF_MIN } else { next_backoff(backoff, lost_at.elapsed()) };
+            let keeps_looking = is_absent && lost_at.elapsed() < REPLACED_MAX;
+            backoff = if again || keeps_looking { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) };
         }
     }
 
     /// One connection, from connect to loss. `Ok` when it was open for business for a while.
     fn session(&self) -> Result<(), Ended> {
-        let stream = Arc::new(UnixStream::connect(&self.config.socket)?);
+        let stream = Arc::new(UnixStream::connect(&self.config.socket).map_err(|_| Ended::Absent)?);
         stream.set_write_timeout(Some(self.config.reply_timeout))?;
         stream.set_read_timeout(Some(GREETING_MAX))?;
         let attach = {
@@ -335,6 +338,8 @@ impl Shared {
 }
 
 enum Ended {
+    /// Nobody listens.
+    Absent,
     Lost,
     Refused(String),
 }
@@ -342,28 +347,5 @@ enum Ended {
 impl From<io::Error> for Ended {
     fn from(_: io::Error) -> Self {
         Self::Lost
-    }
-}
-
-/// How long to wait after another try in vain, `lost_for` after the connection was lost.
-fn next_backoff(backoff: Duration, lost_for: Duration) -> Duration {
-    if lost_for < REPLACED_MAX { BACKOFF_MIN } else { (backoff * 2).min(BACKOFF_MAX) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_daemon_that_is_replaced_is_looked_for_all_the_while_and_one_that_is_gone_now_and_then() {
-        let (mut at, mut backoff, mut tries) = (Duration::ZERO, BACKOFF_MIN, Vec::new());
-        while at < 20 * REPLACED_MAX {
-            at += backoff;
-            tries.push(at);
-            backoff = next_backoff(backoff, at);
-        }
-        let early = tries.iter().filter(|at| **at <= REPLACED_MAX).count();
-        assert_eq!(early, 250, "every {BACKOFF_MIN:?}");
-        assert!(tries.len() - early < 105, "about one a second later: {}", tries.len() - early);
     }
 }

@@ -37,6 +37,8 @@ const JOBS_PER_THREAD: usize = 2;
 /// Of the thread that stores: its own, and a piece of host memory that is checked.
 const STORE_JOBS: usize = JOBS_PER_THREAD + 1;
 
+/// Pieces of what is to be cleared between two messages. Chosen: a fraction of a millisecond each.
+const PIECES_AT_ONCE: usize = 8;
 /// Between two slices of a sweep, each of which takes a fifth of that.
 const SLICE_PAUSE: Duration = Duration::from_millis(1);
 
@@ -314,10 +316,23 @@ impl TierThread {
         }
     }
 
+    /// What is little to clear has gone before the next message, which may be the first store after it, is looked at. The
+    /// rest of what is much goes between messages, and is refused meanwhile.
+    fn clear_at_once(&mut self, now: Time) {
+        for _ in 0..PIECES_AT_ONCE {
+            if !self.tiers.tidy(now) {
+                break;
+            }
+        }
+    }
+
     fn carry_out(&mut self, now: Time, command: TierCommand) {
         match command {
             TierCommand::Abort(work) => self.tiers.abort(now, work),
-            TierCommand::Clear(devices) => self.tiers.clear(now, &devices),
+            TierCommand::Clear(devices) => {
+                self.tiers.clear(now, &devices);
+                self.clear_at_once(now);
+            }
             TierCommand::Commit(work) => self.tiers.commit(now, work),
             TierCommand::EndSweep(work) => self.tiers.end_sweep(work),
             TierCommand::Forget(claim) => self.tiers.forget(claim),
