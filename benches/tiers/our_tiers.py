@@ -112,7 +112,8 @@ class Tiers(Peer):
             raise PeerError("disk: not built")
         else:
             sizes = sorted({cell.block_bytes for cell in turn.setting.cells})
-            words = ["--rounds=1", *(f"{size >> 10}k" for size in sizes)]
+            # Each goes first once: what comes first after the writes pays for them.
+            words = ["--rounds=2", *(f"{size >> 10}k" for size in sizes)]
             for peer, cell, figures in moved(ask(turn, "disk", *words)):
                 way: dict[str, Any] = {} if peer == OURS else {"beside": OURS}
                 turn.record(replace(self._of(turn, peer, cell), way=way, **figures))

@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench -p kvferry-tier --bench disk           up to 7 GiB in a folder beside the program, for two minutes; wants fio
 //! cargo bench -p kvferry-tier --bench disk -- recovery        that part alone
-//! cargo bench -p kvferry-tier --bench disk -- --json --rounds=1 1024k 2048k       one JSON document of the medians
+//! cargo bench -p kvferry-tier --bench disk -- --json --rounds=2 1024k 2048k       one JSON document of the medians
 //! ```
 //!
 //! Blocks move between the disk and an engine's region, [`DEPTH`] at once; reads are held against their checksums. fio moves
@@ -61,9 +61,10 @@ impl Run {
     }
 }
 
+/// Of an even number the middle between the two in the middle: one of them would be that of who came first.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2])
 }
 
 /// A store with a class of blocks, and a region that they go to and come from.
