@@ -54,10 +54,10 @@ impl Tiers {
         if self.claims.len() >= self.limits.claims_max {
             return Err(TierFailure::Limit);
         }
+        // All of them before the first block is held: who is refused holds nothing.
+        let kinds = self.kinds(lookup).ok_or(TierFailure::Request)?;
         let (mut blocks, mut promoting, mut found) = (Vec::new(), HashSet::new(), Vec::new());
-        for (group, chain) in lookup.groups.iter().enumerate() {
-            let of_ranks = lookup.devices.iter().map(|device| self.kind(device, group).ok_or(TierFailure::Request));
-            let of_ranks = of_ranks.collect::<Result<Vec<_>, _>>()?;
+        for (of_ranks, chain) in kinds.into_iter().zip(&lookup.groups) {
             let there = of_ranks.iter().map(|&kind| self.request(now, kind, chain)).min().unwrap_or(0);
             let (mut held, mut on_disk, mut parent) = (0, 0, None);
             for hash in &chain[..there] {
@@ -79,6 +79,13 @@ impl Tiers {
             self.claims.insert(claim, Claim { fingerprint, blocks, promoting, ranks, deadline });
         }
         Ok(found)
+    }
+
+    /// Of each group, what its blocks are to each rank. `None`: no tier takes such blocks.
+    fn kinds(&mut self, lookup: &Lookup) -> Option<Vec<Vec<Kind>>> {
+        let mut of_group =
+            |group| lookup.devices.iter().map(|device| self.kind(device, group)).collect::<Option<Vec<_>>>();
+        (0..lookup.groups.len()).map(&mut of_group).collect()
     }
 
     /// A request came for this chain: how many of its first blocks are in some tier.
