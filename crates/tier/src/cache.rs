@@ -20,6 +20,7 @@ use crate::store::{BlockHash, ClassId, Found, Refused, Reserved as _, Store, Ten
 use crate::tenants::Tenants;
 
 mod census;
+mod fillings;
 mod leaving;
 mod pieces;
 mod room;
@@ -27,6 +28,7 @@ mod walk;
 
 use self::census::Census;
 pub use self::census::Holding;
+use self::fillings::Fillings;
 pub use self::leaving::{Departures, Left};
 use self::room::Newest;
 pub use self::walk::{Stored, Walk};
@@ -45,6 +47,7 @@ pub struct Cache<S> {
     /// By number.
     names: Vec<Option<Name>>,
     free: Vec<BlockNumber>,
+    fillings: Fillings,
     tenants: Tenants,
     census: Census,
     departures: Departures,
@@ -110,6 +113,7 @@ impl<S: Store> Cache<S> {
             numbers: Spread::default(),
             names: Vec::new(),
             free: Vec::new(),
+            fillings: Fillings::default(),
             tenants: Tenants::new(limits.tenant_bytes_max),
             census: Census::default(),
             departures: Departures::default(),
@@ -281,7 +285,8 @@ impl<S: Store> Cache<S> {
         if !self.eviction.store(number, parent) {
             return Err(NotAdmitted::WithoutParent);
         }
-        let newest = Newest { number, may_go };
+        // Who brings it too has been found worth it.
+        let newest = Newest { number, may_go: may_go && !self.fillings.has(number) };
         let admitted = self.admit_stored(now, (class, hash), newest, parent, tenant);
         if admitted.is_err() {
             self.lose(class, &hash);
@@ -310,6 +315,7 @@ impl<S: Store> Cache<S> {
             match self.store.reserve(class, hash, tenant) {
                 Ok(filling) if self.eviction.store(number, parent) => {
                     self.tenants.count(number, tenant, bytes);
+                    self.fillings.begin(number);
                     return Ok(filling);
                 }
                 Ok(filling) => {
@@ -334,11 +340,9 @@ impl<S: Store> Cache<S> {
     pub fn seal(&mut self, filling: S::Filling, checksum: u32, parent: Option<BlockHash>) -> bool {
         let (class, hash, tenant) = (filling.class(), filling.hash(), filling.tenant());
         let was_there = self.store.contains(class, &hash);
+        self.filled(class, &hash);
         if self.store.seal(filling, checksum, parent).is_err() {
-            // Somebody else may have brought it.
-            if !self.store.contains(class, &hash) {
-                self.lose(class, &hash);
-            }
+            self.lose(class, &hash);
             return false;
         }
         let parent = parent.map(|parent| self.numbers.get(&(class, parent)).copied());
@@ -348,10 +352,11 @@ impl<S: Store> Cache<S> {
         };
         match stays {
             Some(number) => {
-                let bytes = self.store.block_bytes(class);
-                self.tenants.count(number, tenant, bytes);
                 if !was_there {
-                    self.census.came(class, self.tenants.owner(number).unwrap_or(tenant), bytes);
+                    // Of whoever admitted it first.
+                    let owner = self.tenants.owner(number);
+                    debug_assert!(owner.is_some(), "what is being filled is counted");
+                    self.census.came(class, owner.unwrap_or(tenant), self.store.block_bytes(class));
                 }
                 self.changed(class, hash, true);
                 true
@@ -373,10 +378,15 @@ impl<S: Store> Cache<S> {
     /// The block does not come after all; see [`Store::abandon`].
     pub fn abandon(&mut self, filling: S::Filling) {
         let (class, hash) = (filling.class(), filling.hash());
+        self.filled(class, &hash);
         self.store.abandon(filling);
-        // Somebody else may have brought it.
-        if !self.store.contains(class, &hash) {
-            self.lose(class, &hash);
+        self.lose(class, &hash);
+    }
+
+    /// One place less waits for the block's bytes.
+    fn filled(&mut self, class: ClassId, hash: &BlockHash) {
+        if let Some(&number) = self.numbers.get(&(class, *hash)) {
+            self.fillings.end(number);
         }
     }
 
@@ -391,8 +401,12 @@ impl<S: Store> Cache<S> {
         }
     }
 
+    /// A block did not come, or went. It takes no room any more, unless it is there all the same, or on its way once more.
     fn lose(&mut self, class: ClassId, hash: &BlockHash) {
-        if let Some(&number) = self.numbers.get(&(class, *hash)) {
+        if let Some(&number) = self.numbers.get(&(class, *hash))
+            && !self.fillings.has(number)
+            && !self.store.contains(class, hash)
+        {
             self.eviction.lose(number);
             self.tenants.uncount(number);
         }

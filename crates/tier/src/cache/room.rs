@@ -2,7 +2,7 @@
 
 use kvferry_core::Time;
 
-use super::{Cache, Left};
+use super::{Cache, Left, Name};
 use crate::eviction::BlockNumber;
 use crate::store::{ClassId, Store, Tenant};
 
@@ -49,16 +49,18 @@ impl<S: Store> Cache<S> {
         let name = self.names[block as usize];
         self.eviction.is_leaf(block)
             && self.tenants.owner(block) == Some(tenant)
+            && !self.fillings.has(block)
             && name.is_some_and(|(class, hash)| self.store.may_go(class, &hash))
     }
 
     /// One block of this tenant less. False: none goes for this one.
     pub(super) fn evict_of(&mut self, now: Time, tenant: Tenant, newest: Newest) -> bool {
-        let (store, names, tenants) = (&self.store, &self.names, &self.tenants);
+        let (store, names, tenants, fillings) = (&self.store, &self.names, &self.tenants, &self.fillings);
         let may_go = |block: BlockNumber| {
             newest.is(block)
                 || (tenants.owner(block) == Some(tenant)
-                    && names[block as usize].is_some_and(|(class, hash)| store.may_go(class, &hash)))
+                    && names[block as usize].is_some_and(|(class, hash)| store.may_go(class, &hash))
+                    && !fillings.has(block))
         };
         let victim = self.eviction.victim(now, newest.number, may_go).filter(|&victim| victim != newest.number);
         victim.is_some_and(|victim| self.evict(victim, Left::Quota))
@@ -72,9 +74,11 @@ impl<S: Store> Cache<S> {
 
     /// One block less, or a part's worth of them. False: nobody goes for this one.
     pub(super) fn make_room(&mut self, now: Time, class: ClassId, newest: Newest) -> bool {
-        let (store, names) = (&self.store, &self.names);
+        let (store, names, fillings) = (&self.store, &self.names, &self.fillings);
+        // One that comes once more takes its room all the same.
         let may_go = |block: BlockNumber| {
-            newest.is(block) || names[block as usize].is_some_and(|(of, hash)| of == class && store.may_go(of, &hash))
+            let is_free = |(of, hash): Name| of == class && store.may_go(of, &hash) && !fillings.has(block);
+            newest.is(block) || names[block as usize].is_some_and(is_free)
         };
         match self.eviction.victim(now, newest.number, may_go) {
             // The first of its class competes with nobody of its kind.

@@ -7,6 +7,8 @@ use kvferry_memory::Meter;
 use super::*;
 use crate::host::Arena;
 
+mod together;
+
 const BLOCK_BYTES: u64 = 4000;
 const BYTES: u64 = 8 << 20;
 
