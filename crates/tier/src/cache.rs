@@ -7,9 +7,10 @@
 //!
 //! What takes long is done in pieces, or handed out ([`Cache::clear_piece`], [`Cache::catch_up`], [`Cache::poll_fit`]).
 //!
-//! Limits: the store's; [`CacheLimits::known_max`] blocks are remembered; a tenant has its quota. A class takes room from its own blocks; where
-//! none of them is among those looked at, because they are few, it takes the emptiest part of another's. What is held stays
-//! ([`Store::pin`]). Failure: a block whose record or bytes are not what they were is a miss, counted, and gone.
+//! Limits: the store's; [`CacheLimits::known_max`] blocks are remembered; a tenant has its
+//! quota. A class takes room from its own blocks; where none of them is among those looked at, because they are few or held,
+//! it takes a part of another's ([`Store::part_for`]). What is held stays ([`Store::pin`]). Failure: a block whose record or
+//! bytes are not what they were is a miss, counted, and gone.
 
 use kvferry_core::{Fingerprint, Time};
 use thiserror::Error;

@@ -101,12 +101,16 @@ pub trait Store {
     /// The block goes, and leaves its place to others. False: it is not stored, or held.
     fn remove(&mut self, class: ClassId, hash: &BlockHash) -> bool;
 
-    /// Whether a place of this class is taken.
-    fn has_blocks(&self, class: ClassId) -> bool;
+    /// Blocks whose going gives a part of the store to this class: of those in which nothing is held or being filled, the
+    /// least full. The last part of a class is left to it, unless this one has none and no other two. Where a class has none,
+    /// and in every part something is held, a store may keep one for it: then these are the blocks of that part that may go,
+    /// and the class is to ask again when others have let go of the rest.
+    fn part_for(&mut self, class: ClassId) -> Vec<(ClassId, BlockHash)>;
 
-    /// The blocks whose going would give the least full part of the store back to all classes; those of `but`, and parts
-    /// with a block that is held, are left out.
-    fn emptiest_part(&self, but: ClassId) -> Vec<(ClassId, BlockHash)>;
+    /// Whether the block is in a part that is kept for another class: nobody should begin to hold it.
+    fn is_leaving(&self, _class: ClassId, _hash: &BlockHash) -> bool {
+        false
+    }
 
     /// All sealed blocks, each behind its parent if that is there.
     fn parents_first(&self) -> Vec<Found>;

@@ -90,11 +90,9 @@ fn what_is_sealed_is_found(bench: &mut impl Bench) {
     assert!(holds(bench, one, 7) && !holds(bench, one, 8));
     assert_eq!(put(bench, one, 7, None), Err(Refused::There));
     assert!(!bench.store().contains(other, &hash(7)), "another class");
-    assert!(bench.store().has_blocks(one) && !bench.store().has_blocks(other));
     assert_eq!(bench.store().blocks(), 1);
     assert!(bench.store().remove(one, &hash(7)) && !bench.store().remove(one, &hash(7)));
     assert_eq!((bench.store().blocks(), bench.store().contains(one, &hash(7))), (0, false));
-    assert!(!bench.store().has_blocks(one));
 }
 
 fn what_is_abandoned_is_room(bench: &mut impl Bench) {
@@ -152,16 +150,16 @@ fn full_is_an_answer_and_room_goes_from_class_to_class(bench: &mut impl Bench) {
         // Part by part the small ones go.
         let mut gone = 0;
         while put(bench, large, 0, None).is_err() {
-            let names = bench.store().emptiest_part(large);
+            let names = bench.store().part_for(large);
             assert!(!names.is_empty() && names.iter().all(|&(class, _)| class == small));
             gone += names.len() as u64;
             assert!(names.iter().all(|(class, hash)| bench.store().remove(*class, hash)));
         }
-        assert!(gone <= count && bench.store().emptiest_part(large).len() as u64 <= count - gone);
+        assert!(gone <= count && bench.store().part_for(large).len() as u64 <= count - gone);
         // What is held keeps its part.
         let held = (0..count).find_map(|number| bench.store().pin(small, &hash(number)));
         let names: Vec<_> = std::iter::from_fn(|| {
-            let names = bench.store().emptiest_part(large);
+            let names = bench.store().part_for(large);
             names.iter().for_each(|(class, hash)| assert!(bench.store().remove(*class, hash)));
             (!names.is_empty()).then_some(names)
         })

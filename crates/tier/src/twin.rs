@@ -148,13 +148,9 @@ impl Store for Twin {
         may_go
     }
 
-    fn has_blocks(&self, class: ClassId) -> bool {
-        self.stored.keys().any(|&(of, _)| of == class)
-    }
-
-    fn emptiest_part(&self, but: ClassId) -> Vec<(ClassId, BlockHash)> {
+    fn part_for(&mut self, class: ClassId) -> Vec<(ClassId, BlockHash)> {
         // Every block is a part of its own.
-        let other = self.stored.iter().find(|((class, _), kept)| *class != but && kept.pins == 0);
+        let other = self.stored.iter().find(|((of, _), kept)| *of != class && kept.pins == 0);
         other.map(|(&name, _)| name).into_iter().collect()
     }
 

@@ -1,5 +1,7 @@
 //! Who goes when a block is to come.
 
+use std::cell::Cell;
+
 use kvferry_core::Time;
 
 use super::{Cache, Left, Name};
@@ -75,22 +77,24 @@ impl<S: Store> Cache<S> {
     /// One block less, or a part's worth of them. False: nobody goes for this one.
     pub(super) fn make_room(&mut self, now: Time, class: ClassId, newest: Newest) -> bool {
         let (store, names, fillings) = (&self.store, &self.names, &self.fillings);
+        let has_rivals = Cell::new(false);
         // One that comes once more takes its room all the same.
         let may_go = |block: BlockNumber| {
             let is_free = |(of, hash): Name| of == class && store.may_go(of, &hash) && !fillings.has(block);
-            newest.is(block) || names[block as usize].is_some_and(is_free)
+            let is_rival = names[block as usize].is_some_and(is_free);
+            has_rivals.set(has_rivals.get() || is_rival);
+            is_rival || newest.is(block)
         };
         match self.eviction.victim(now, newest.number, may_go) {
-            // The first of its class competes with nobody of its kind.
-            Some(victim) if victim == newest.number => !self.store.has_blocks(class) && self.take_part(class),
-            Some(victim) => self.evict(victim, Left::Room),
-            None => self.take_part(class),
+            Some(victim) if victim != newest.number => self.evict(victim, Left::Room),
+            // The first of its class, for one, competes with nobody of its kind.
+            _ => !has_rivals.get() && self.take_part(class),
         }
     }
 
-    /// Empties the part of another class that has the fewest blocks.
+    /// Empties a part of another class. False: nothing goes for this one now.
     fn take_part(&mut self, class: ClassId) -> bool {
-        let names = self.store.emptiest_part(class);
+        let names = self.store.part_for(class);
         let mut room = false;
         for (of, hash) in names {
             room |= self.remove(of, &hash, Left::Displaced);

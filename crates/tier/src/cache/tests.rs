@@ -7,6 +7,7 @@ use kvferry_memory::Meter;
 use super::*;
 use crate::host::Arena;
 
+mod sharing;
 mod together;
 
 const BLOCK_BYTES: u64 = 4000;

@@ -56,6 +56,9 @@ pub(super) struct Extent {
     taken: Bits,
     sealed: Bits,
     pub(super) taken_count: u32,
+    sealed_count: u32,
+    /// Blocks that somebody holds.
+    pub(super) held_count: u32,
 }
 
 impl File {
@@ -107,11 +110,18 @@ impl Extent {
             taken: Bits::new(count),
             sealed: Bits::new(count),
             taken_count: 0,
+            sealed_count: 0,
+            held_count: 0,
         }
     }
 
     pub(super) const fn is_full(&self) -> bool {
         self.taken_count == self.cut.slots
+    }
+
+    /// Whether it has blocks, and all of them may go.
+    pub(super) const fn is_idle(&self) -> bool {
+        self.taken_count > 0 && self.taken_count == self.sealed_count && self.held_count == 0
     }
 
     pub(super) fn slot(&self, slot: u32) -> Slot {
@@ -146,6 +156,7 @@ impl Extent {
     fn remember(&mut self, slot: u32, record: &Record) {
         self.slots[slot as usize] =
             Slot { hash: record.hash, body: record.body.get(), generation: record.generation.get() };
+        self.sealed_count += u32::from(!self.sealed.get(slot));
         self.sealed.set(slot, true);
     }
 
@@ -163,6 +174,7 @@ impl Extent {
 
     /// The slot holds no block any more, here.
     pub(super) fn forget(&mut self, slot: u32) {
+        self.sealed_count -= u32::from(self.sealed.get(slot));
         self.sealed.set(slot, false);
         self.slots[slot as usize].hash = BlockHash::default();
     }

@@ -142,7 +142,7 @@ impl Shelf {
         extent.unwrap_or_else(|| unreachable!("an extent with a place that is taken stays"))
     }
 
-    fn extent_mut(&mut self, place: Place) -> &mut Extent {
+    pub(super) fn extent_mut(&mut self, place: Place) -> &mut Extent {
         let extent = self.extents[usize::from(place.extent)].as_mut();
         extent.unwrap_or_else(|| unreachable!("an extent with a place that is taken stays"))
     }

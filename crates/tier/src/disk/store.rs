@@ -2,7 +2,7 @@
 
 use kvferry_core::Fingerprint;
 
-use super::extent::Place;
+use super::extent::Extent;
 use super::format::{Cut, Said};
 use super::shelf::{Block, Filling, Progress, Shelf};
 use crate::store::{BlockHash, ClassId, Found, Held, NotKept, Refused, Reserved, Store, Tenant, parents_first};
@@ -70,7 +70,11 @@ impl Store for Shelf {
 
     fn pin(&mut self, class: ClassId, hash: &BlockHash) -> Option<Block> {
         let place = self.find(class, hash)?;
-        *self.pins.entry(place).or_default() += 1;
+        let pins = self.pins.entry(place).or_default();
+        *pins += 1;
+        if *pins == 1 {
+            self.extent_mut(place).held_count += 1;
+        }
         Some(Block { place, checksum: self.extent(place).slot(place.slot).body, at: self.at(place) })
     }
 
@@ -79,6 +83,7 @@ impl Store for Shelf {
             *count -= 1;
             if *count == 0 {
                 self.pins.remove(&block.place);
+                self.extent_mut(block.place).held_count -= 1;
             }
         }
         !self.pins.contains_key(&block.place)
@@ -91,24 +96,18 @@ impl Store for Shelf {
         true
     }
 
-    fn has_blocks(&self, class: ClassId) -> bool {
-        self.extents.iter().flatten().any(|extent| extent.class == class && extent.taken_count > 0)
-    }
-
-    fn emptiest_part(&self, but: ClassId) -> Vec<(ClassId, BlockHash)> {
-        let is_other = |extent: &super::extent::Extent| extent.class != but && extent.taken_count > 0;
-        let mut parts: Vec<_> = (0..)
-            .zip(&self.extents)
-            .filter_map(|(at, extent)| Some((at, extent.as_ref().filter(|it| is_other(it))?)))
-            .collect();
-        parts.sort_by_key(|(_, extent)| extent.taken_count);
-        let names = |(at, extent): (u16, &super::extent::Extent)| {
-            let may_go = |&slot: &u32| !self.pins.contains_key(&Place { extent: at, slot });
-            let slots: Vec<u32> = extent.sealed().filter(may_go).collect();
-            let is_all = slots.len() == extent.taken_count as usize;
-            is_all.then(|| slots.iter().map(|&slot| (extent.class, extent.slot(slot).hash)).collect())
+    fn part_for(&mut self, class: ClassId) -> Vec<(ClassId, BlockHash)> {
+        let mut counts = vec![0_u32; self.classes.len()];
+        let count_of = |counts: &[u32], class: ClassId| counts[usize::from(class.0)];
+        let used = || self.extents.iter().flatten().filter(|extent| extent.taken_count > 0);
+        used().for_each(|extent| counts[usize::from(extent.class.0)] += 1);
+        let takes_last = count_of(&counts, class) == 0 && counts.iter().all(|&count| count < 2);
+        let is_meant = |extent: &&Extent| {
+            extent.class != class && extent.is_idle() && (takes_last || count_of(&counts, extent.class) > 1)
         };
-        parts.into_iter().find_map(names).unwrap_or_default()
+        // Whoever reads from a disk holds its blocks for seconds at most: none is kept for a class that has to wait.
+        let Some(least) = used().filter(is_meant).min_by_key(|extent| extent.taken_count) else { return Vec::new() };
+        least.sealed().map(|slot| (least.class, least.slot(slot).hash)).collect()
     }
 
     fn parents_first(&self) -> Vec<Found> {

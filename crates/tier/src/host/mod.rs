@@ -28,7 +28,7 @@ use kvferry_memory::Region;
 use zerocopy::IntoBytes as _;
 use zerocopy::little_endian::{U32, U64};
 
-use self::classes::{Classes, Place};
+use self::classes::{Classes, Place, Used};
 use self::geometry::Geometry;
 pub use self::packing::Slot;
 use self::record::{Record, State};
@@ -45,6 +45,8 @@ pub struct Arena {
     index: Spread<(ClassId, BlockHash), Place>,
     /// Blocks that may not go, and how often they are held.
     pins: HashMap<Place, u32>,
+    #[cfg(test)]
+    pub(crate) records_read: std::cell::Cell<u64>,
 }
 
 /// A place that waits for a block's bytes. Whoever drops it leaves the place unused until the next start: seal it, or
@@ -83,6 +85,12 @@ impl Arena {
         &self.region
     }
 
+    /// What was being filled is not any more, and its place is free.
+    fn release_filling(&mut self, place: Place) {
+        self.classes.idles(place.chunk);
+        self.release(place);
+    }
+
     fn release(&mut self, place: Place) {
         self.mark(place, State::Empty, 0);
         self.classes.give_place(&self.region, self.geometry, place);
@@ -96,8 +104,27 @@ impl Arena {
         debug_assert!(marked.is_ok(), "places are inside the region");
     }
 
+    /// The blocks of a chunk that nobody holds.
+    fn idle_names(&self, used: Used) -> Vec<(ClassId, BlockHash)> {
+        let Used { chunk, class, taken, busy } = used;
+        if taken == busy {
+            return Vec::new();
+        }
+        let records = (0..self.classes.class_cut(class).slots).filter_map(|slot| self.read(Place { chunk, slot }));
+        let names: Vec<_> =
+            records.map(|record| (class, record.hash)).filter(|(_, hash)| self.may_go(class, hash)).collect();
+        if names.len() == (taken - busy) as usize {
+            return names;
+        }
+        // A record is not what was written, and names no block: the index does. It is long.
+        let is_idle = |place: &Place| place.chunk == chunk && !self.pins.contains_key(place);
+        self.index.iter().filter(|(_, place)| is_idle(place)).map(|&(name, _)| name).collect()
+    }
+
     /// The record of a sealed block, if it still is what was written.
     fn read(&self, place: Place) -> Option<Record> {
+        #[cfg(test)]
+        self.records_read.update(|count| count + 1);
         recovery::read_record(&self.region, self.geometry, place.chunk, place.slot).ok().flatten()
     }
 
@@ -105,6 +132,15 @@ impl Arena {
     #[cfg(test)]
     pub(crate) fn record_at(&self, block: &Block) -> u64 {
         self.geometry.record(block.place.chunk, block.place.slot)
+    }
+
+    /// Whether what chunks and classes count is so, with nothing being filled.
+    #[cfg(test)]
+    fn chunks_are_counted(&self) -> bool {
+        let held = |chunk| self.pins.keys().filter(|place| place.chunk == chunk).count();
+        let sealed = |chunk| self.index.iter().filter(|(_, place)| place.chunk == chunk).count();
+        (0..self.geometry.chunks).all(|chunk| self.classes.counts(chunk) == (sealed(chunk), held(chunk)))
+            && self.classes.chunks_are_counted()
     }
 
     fn offset(&self, place: Place) -> u64 {
@@ -137,6 +173,7 @@ impl Store for Arena {
             return Err(Refused::There);
         }
         let place = self.classes.take_place(&self.region, self.geometry, class).ok_or(Refused::Full)?;
+        self.classes.busy(place.chunk);
         self.mark(place, State::Filling, 1);
         Ok(Filling { place, class, hash, tenant, offset: self.offset(place), bytes: self.classes.block_bytes(class) })
     }
@@ -144,7 +181,7 @@ impl Store for Arena {
     fn seal(&mut self, filling: Filling, checksum: u32, parent: Option<BlockHash>) -> Result<(), NotKept> {
         let Filling { place, class, hash, bytes, tenant, .. } = filling;
         if self.index.contains_key(&(class, hash)) {
-            self.release(place);
+            self.release_filling(place);
             return Ok(());
         }
         let record = Record {
@@ -163,12 +200,13 @@ impl Store for Arena {
             .write(at + 8, record.as_bytes())
             .and_then(|()| self.region.store(at / 8, record::word(State::Sealed, generation, record.as_bytes())));
         debug_assert!(written.is_ok(), "places are inside the region");
+        self.classes.idles(place.chunk);
         self.index.insert((class, hash), place);
         Ok(())
     }
 
     fn abandon(&mut self, filling: Filling) {
-        self.release(filling.place);
+        self.release_filling(filling.place);
     }
 
     fn contains(&self, class: ClassId, hash: &BlockHash) -> bool {
@@ -182,7 +220,11 @@ impl Store for Arena {
     fn pin(&mut self, class: ClassId, hash: &BlockHash) -> Option<Block> {
         let place = *self.index.get(&(class, *hash))?;
         let record = self.read(place)?;
-        *self.pins.entry(place).or_default() += 1;
+        let pins = self.pins.entry(place).or_default();
+        *pins += 1;
+        if *pins == 1 {
+            self.classes.busy(place.chunk);
+        }
         Some(Block {
             place,
             offset: self.offset(place),
@@ -197,6 +239,7 @@ impl Store for Arena {
             *count -= 1;
             if *count == 0 {
                 self.pins.remove(&block.place);
+                self.classes.idles(block.place.chunk);
             }
         }
         !self.pins.contains_key(&block.place)
@@ -212,21 +255,15 @@ impl Store for Arena {
         true
     }
 
-    fn has_blocks(&self, class: ClassId) -> bool {
-        self.classes.in_use().any(|(_, of, _)| of == class)
+    fn part_for(&mut self, class: ClassId) -> Vec<(ClassId, BlockHash)> {
+        let idle = self.classes.idle(class);
+        let used = idle.or_else(|| if self.classes.has_chunks(class) { None } else { self.classes.close(class) });
+        used.map(|used| self.idle_names(used)).unwrap_or_default()
     }
 
-    fn emptiest_part(&self, but: ClassId) -> Vec<(ClassId, BlockHash)> {
-        let mut chunks: Vec<_> = self.classes.in_use().filter(|&(_, class, _)| class != but).collect();
-        chunks.sort_by_key(|&(_, _, taken)| taken);
-        let names = |(chunk, class, taken): (u32, ClassId, usize)| {
-            let slots = 0..self.classes.class_cut(class).slots;
-            let records = slots.filter_map(|slot| self.read(Place { chunk, slot }));
-            let names: Vec<_> =
-                records.map(|record| (class, record.hash)).filter(|(class, hash)| self.may_go(*class, hash)).collect();
-            (names.len() == taken).then_some(names)
-        };
-        chunks.into_iter().find_map(names).unwrap_or_default()
+    fn is_leaving(&self, class: ClassId, hash: &BlockHash) -> bool {
+        self.classes.has_closed()
+            && self.index.get(&(class, *hash)).is_some_and(|place| self.classes.is_closed(place.chunk))
     }
 
     fn parents_first(&self) -> Vec<Found> {

@@ -69,6 +69,8 @@ impl Arena {
             classes: Classes::new(geometry.chunks),
             index: Spread::default(),
             pins: HashMap::new(),
+            #[cfg(test)]
+            records_read: std::cell::Cell::default(),
             region,
         };
         let recovered = match arena.check_header(kept) {

@@ -144,6 +144,67 @@ fn full_is_an_answer_and_room_goes_from_class_to_class() {
     assert_eq!(arena.class(fingerprint(3), 0, 0), Err(Refused::Class));
 }
 
+/// Fills all chunks with blocks of the class: how many.
+fn fill(arena: &mut Arena, class: ClassId) -> u64 {
+    (0..).find(|&number| put(arena, class, number).is_err()).expect("full at some time")
+}
+
+fn remove_all(arena: &mut Arena, names: &[(ClassId, BlockHash)]) {
+    names.iter().for_each(|(class, hash)| assert!(arena.remove(*class, hash)));
+}
+
+#[test]
+fn a_chunk_is_kept_for_a_class_that_has_none() {
+    let folder = Folder::new();
+    let (mut arena, _) = folder.open();
+    let [old, new, late] = [1, 2, 3].map(|number| arena.class(fingerprint(number), 0, 5000).expect("a class"));
+    let count = fill(&mut arena, old);
+    let held: Vec<_> = (0..count).step_by(10).map(|number| arena.pin(old, &hash(number)).expect("there")).collect();
+    let going = arena.part_for(new);
+    let slots = u64::from(arena.geometry.cut(5000).expect("it fits").slots);
+    assert!((slots * 8 / 10..slots).contains(&(going.len() as u64)), "{} of {slots}", going.len());
+    assert!(going.iter().all(|(class, hash)| arena.is_leaving(*class, hash)));
+    remove_all(&mut arena, &going);
+    assert_eq!(put(&mut arena, old, count), Err(Refused::Full), "its places are nobody's");
+    assert_eq!(put(&mut arena, new, 0), Err(Refused::Full), "some of it is held");
+    assert!(arena.part_for(new).is_empty() && arena.part_for(old).is_empty());
+    let (leaving, staying): (Vec<_>, Vec<_>) =
+        held.into_iter().partition(|block| arena.classes.is_closed(block.place.chunk));
+    assert!(!leaving.is_empty());
+    leaving.iter().for_each(|block| assert!(arena.unpin(block)));
+    let going = arena.part_for(new);
+    assert_eq!(going.len(), leaving.len());
+    remove_all(&mut arena, &going);
+    assert_eq!(put(&mut arena, old, count), Err(Refused::Full), "it is kept");
+    put(&mut arena, new, 0).expect("it is free");
+    // Another one that has none waits while a chunk becomes free in another way: what was closed for it is open again.
+    let going = arena.part_for(late);
+    assert!(!going.is_empty());
+    remove_all(&mut arena, &going);
+    staying.iter().for_each(|block| assert!(arena.unpin(block)));
+    assert!(arena.remove(new, &hash(0)));
+    put(&mut arena, late, 0).expect("the chunk that was left");
+    assert!(!arena.classes.has_closed());
+    put(&mut arena, old, count).expect("a place in what was closed");
+    assert!(arena.chunks_are_counted());
+}
+
+#[test]
+fn a_damaged_record_does_not_keep_a_chunk() {
+    let folder = Folder::new();
+    let (mut arena, _) = folder.open();
+    let [old, new] = [1, 2].map(|number| arena.class(fingerprint(number), 0, 5000).expect("a class"));
+    let count = fill(&mut arena, old);
+    for chunk in 0..arena.geometry.chunks {
+        arena.region().write(arena.geometry.record(chunk, 3) + 20, b"another hash").expect("inside");
+    }
+    let going = arena.part_for(new);
+    assert_eq!(going.len() as u64, u64::from(arena.geometry.cut(5000).expect("it fits").slots));
+    remove_all(&mut arena, &going);
+    put(&mut arena, new, 0).expect("an empty chunk");
+    assert_eq!(arena.blocks() as u64, count - going.len() as u64 + 1);
+}
+
 #[test]
 fn what_is_no_arena_of_this_shape_is_replaced() {
     let folder = Folder::new();
@@ -231,5 +292,6 @@ fn any_order_of_steps_is_what_a_map_would_do() {
             _ => {}
         }
         assert_eq!(arena.blocks(), model.len());
+        assert!(step % 100 > 0 || arena.chunks_are_counted());
     }
 }

@@ -7,7 +7,7 @@ use kvferry_core::{Fingerprint, Rank, Time, WorkId};
 use super::promotions::{Name, Wants};
 use super::{Kind, Lookup, Tier, TierEvent, TierFailure, Tiers};
 use crate::host::Block;
-use crate::store::BlockHash;
+use crate::store::{BlockHash, Store as _};
 
 /// Blocks that a lookup found, held.
 pub(super) struct Claim {
@@ -94,8 +94,7 @@ impl Tiers {
         if let (Some(disk), Some(class)) = (&mut self.disk, kind.disk) {
             disk.request(now, class, chain);
         }
-        let in_host =
-            |hash: &BlockHash| self.host.contains(kind.host, hash) && !self.is_hidden(Tier::Host, kind.host, hash);
+        let in_host = |hash: &BlockHash| self.host.contains(kind.host, hash) && !self.is_going(kind, hash);
         let on_disk = |hash: &BlockHash| {
             self.disk
                 .as_ref()
@@ -114,18 +113,23 @@ impl Tiers {
         blocks: &mut Vec<Block>,
         promoting: &mut HashSet<Name>,
     ) -> bool {
-        let is_hidden = self.is_hidden(Tier::Host, name.0.host, &name.1);
-        if !is_hidden && let Some(block) = self.host.pin(name.0.host, &name.1) {
+        let is_going = self.is_going(name.0, &name.1);
+        if !is_going && let Some(block) = self.host.pin(name.0.host, &name.1) {
             blocks.push(block);
             // It was there when it was asked for: somebody has used it before.
             self.want_on_disk(name, parent);
             return true;
         }
-        let wanted = !is_hidden && self.promotions.want(self.disk.as_mut(), (name, parent), Wants::Claim(claim));
+        let wanted = !is_going && self.promotions.want(self.disk.as_mut(), (name, parent), Wants::Claim(claim));
         if wanted {
             promoting.insert(name);
         }
         wanted
+    }
+
+    /// Whether nobody may begin to hold what host memory has of this block.
+    fn is_going(&self, kind: Kind, hash: &BlockHash) -> bool {
+        self.is_hidden(Tier::Host, kind.host, hash) || self.host.store().is_leaving(kind.host, hash)
     }
 
     /// Nobody will load what this lookup found. An unknown one is ignored.

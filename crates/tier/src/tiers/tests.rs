@@ -10,6 +10,7 @@ use crate::disk::{self, Mover};
 use crate::store::{BlockHash, Tenant};
 
 mod refused;
+mod room;
 mod sweeping;
 mod with_disk;
 
