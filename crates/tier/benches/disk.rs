@@ -330,7 +330,7 @@ fn recover(folder: &Path) {
     );
     assert!(bytes <= 64.0 && shelf.index_bytes() as f64 <= 64.0 * RECOVERED_BLOCKS as f64);
     let begun = Instant::now();
-    let known = CacheLimits { known_max: 2 << 20, tenant_bytes_max: u64::MAX, seed: 1 };
+    let known = CacheLimits { known_min: 2 << 20, tenant_bytes_max: u64::MAX, seed: 1 };
     let cache = Cache::new(shelf, known, Time::from_nanos(0));
     println!(
         "a cache of them, eviction and all, after {:.3} s more: {} blocks",

@@ -72,7 +72,7 @@ impl Node {
     fn open(memory: &Path, disk: &Path) -> Self {
         let (arena, _) = Arena::open(&memory.join("arena"), HOST_BYTES, 1 << 20, &Meter::new()).expect("an arena");
         let now = Time::from_nanos(0);
-        let limits = CacheLimits { known_max: 1 << 19, tenant_bytes_max: u64::MAX, seed: 1 };
+        let limits = CacheLimits { known_min: 1 << 19, tenant_bytes_max: u64::MAX, seed: 1 };
         let host = Cache::new(arena, limits, now);
         let on_disk = disk::Limits {
             bytes_max: DISK_BYTES,

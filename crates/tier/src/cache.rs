@@ -7,7 +7,7 @@
 //!
 //! What takes long is done in pieces, or handed out ([`Cache::clear_piece`], [`Cache::catch_up`], [`Cache::poll_fit`]).
 //!
-//! Limits: the store's; [`CacheLimits::known_max`] blocks are remembered; a tenant has its
+//! Limits: the store's; twice as many blocks are remembered as are stored, or [`CacheLimits::known_min`]; a tenant has its
 //! quota. A class takes room from its own blocks; where none of them is among those looked at, because they are few or held,
 //! it takes a part of another's ([`Store::part_for`]). What is held stays ([`Store::pin`]). Failure: a block whose record or
 //! bytes are not what they were is a miss, counted, and gone.
@@ -71,8 +71,8 @@ pub struct Change {
 /// Limits of a [`Cache`].
 #[derive(Clone, Copy, Debug)]
 pub struct CacheLimits {
-    /// Blocks that are remembered, stored or not.
-    pub known_max: usize,
+    /// Blocks that are remembered in any case; beyond them, one that went for each that is stored.
+    pub known_min: usize,
     /// Bytes of blocks of one tenant, unless [`Cache::set_quotas`] says otherwise.
     pub tenant_bytes_max: u64,
     /// Of the random choice of blocks that are looked at.
@@ -106,7 +106,7 @@ impl<S: Store> Cache<S> {
     /// Of a store, with the blocks that it has.
     #[must_use]
     pub fn new(store: S, limits: CacheLimits, now: Time) -> Self {
-        let settings = Settings { known_max: limits.known_max, seed: limits.seed };
+        let settings = Settings { known_min: limits.known_min, seed: limits.seed };
         let found = store.parents_first();
         let mut cache = Self {
             store,

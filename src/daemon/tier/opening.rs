@@ -13,11 +13,11 @@ use kvferry_tier::{Cache, CacheLimits, Left, Store, Tenant};
 use crate::config::{DiskTier, HostTier};
 use crate::random;
 
-/// Blocks that are remembered for each that fits: one that comes back tells how long others like it will take.
-const KNOWN_PER_STORED: u64 = 4;
-/// No block is smaller than what a slot takes.
+/// Blocks that are remembered though few are stored: one that comes back tells how long others like it will take
+/// (docs/adr/0020). Each takes 200 bytes or less.
+const KNOWN_MIN: u64 = 1 << 18;
+/// No block takes less room: a small tier remembers what would fit in it.
 const SLOT_BYTES_MIN: u64 = 4096;
-const KNOWN_MAX: u64 = 1 << 24;
 /// How long what was copied waits for its engine's word.
 const COMMIT_MAX: Duration = Duration::from_secs(30);
 
@@ -44,9 +44,8 @@ pub(crate) fn open(
     if recovery.damaged > 0 {
         tracing::warn!(records = recovery.damaged, "records in host memory are damaged: their places are room");
     }
-    let known_max = (host.bytes / SLOT_BYTES_MIN).saturating_mul(KNOWN_PER_STORED).min(KNOWN_MAX);
     let limits = CacheLimits {
-        known_max: usize::try_from(known_max)?,
+        known_min: known_min(host.bytes)?,
         tenant_bytes_max: host.tenant_bytes_max,
         seed: random::number()?,
     };
@@ -77,9 +76,8 @@ fn open_disk(disk: &DiskTier, now: Time) -> Result<Cache<Shelf>> {
     if let Some(reason) = shelf.read_only() {
         tracing::warn!(%path, "the disk tier is only read from: {reason}");
     }
-    let known_max = (disk.limits.bytes_max / SLOT_BYTES_MIN).saturating_mul(KNOWN_PER_STORED).min(KNOWN_MAX);
     let limits = CacheLimits {
-        known_max: usize::try_from(known_max)?,
+        known_min: known_min(disk.limits.bytes_max)?,
         tenant_bytes_max: disk.tenant_bytes_max,
         seed: random::number()?,
     };
@@ -87,6 +85,11 @@ fn open_disk(disk: &DiskTier, now: Time) -> Result<Cache<Shelf>> {
     cache.left_before(Left::Record, recovery.damaged_records);
     cache.left_before(Left::Limits, recovery.over_limits);
     Ok(cache)
+}
+
+/// Blocks that a tier of so many bytes remembers in any case.
+fn known_min(bytes: u64) -> Result<usize> {
+    Ok(usize::try_from((bytes / SLOT_BYTES_MIN).min(KNOWN_MIN))?)
 }
 
 /// What a tenant has beyond its quota, as after that was lowered, goes before anybody asks for it.

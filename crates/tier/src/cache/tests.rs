@@ -27,7 +27,7 @@ fn body(hash: &BlockHash) -> Vec<u8> {
     hash.iter().copied().cycle().take(usize::try_from(BLOCK_BYTES).expect("small")).collect()
 }
 
-const LIMITS: CacheLimits = CacheLimits { known_max: 20_000, tenant_bytes_max: u64::MAX, seed: 1 };
+const LIMITS: CacheLimits = CacheLimits { known_min: 20_000, tenant_bytes_max: u64::MAX, seed: 1 };
 
 fn open(folder: &Path, now: Time) -> Cache<Arena> {
     open_with(folder, now, LIMITS)

@@ -12,7 +12,7 @@
 //! Every call is short but for a fit of the forecast, which is somebody else's ([`Eviction::poll_fit`]); the old one serves
 //! meanwhile.
 //!
-//! Limits: [`Settings::known_max`] blocks remembered; whoever was forgotten last is told by
+//! Limits: as many blocks that went are remembered as are stored, or [`Settings::known_min`] blocks in all; whoever was forgotten last is told by
 //! [`Eviction::next_forgotten`], so that its number can be used again. Why not LRU, S3-FIFO, ARC or W-TinyLFU: they see
 //! single blocks and no time, and what decides is when a user answers and whether at all (docs/adr/0020).
 
@@ -41,14 +41,17 @@ const LOOKED_AT: usize = 64;
 const LOOKS_MAX: usize = 1024;
 /// Requests between two fits of the forecast.
 const LEARN_EVERY: u32 = 256;
-/// Blocks that are looked at to be forgotten, in one step, beside four for each that is too many.
+/// Known blocks for each that is stored: one that went, or was never taken in, for each that stays (docs/adr/0020).
+const KNOWN_PER_STORED: usize = 2;
+/// Blocks that are looked at to be forgotten, in one step, beside four for each that is new. What is stored may become
+/// less by millions at once, as when a model is cleared.
 const FADING_LOOKS: usize = 1024;
 
 /// Limits of an [`Eviction`].
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Blocks that are known, stored or not; at least as many as are stored.
-    pub known_max: usize,
+    /// Blocks that are known, stored or not, also where few are stored.
+    pub known_min: usize,
     /// Of the random choice of blocks that are looked at.
     pub seed: u64,
 }
@@ -97,19 +100,21 @@ impl Eviction {
         self.is_behind = !self.lives.age(now, &self.chains, &mut self.forecast);
         let request = Request::new(now, blocks, &self.chains);
         let chosen = self.lives.choose(blocks.len(), &mut self.random);
+        let mut new = 0;
         for (place, &block) in blocks.iter().enumerate() {
             let class = self.forecast.class(request.features(place, self.chains.uses(block)));
             if let Some(ended) = self.chains.used(block, now, class, request.turn()) {
                 self.lives.end(&ended, now, &mut self.forecast);
             } else {
                 self.fading.push_back(block);
+                new += 1;
             }
             if let Some(weight) = chosen.weight(place) {
                 let number = self.chains.learn_from(block, weight);
                 self.lives.begin(Life { at: now, block, number, class, weight }, &mut self.forecast);
             }
         }
-        self.forget();
+        self.forget(new);
         self.unlearned += 1;
     }
 
@@ -146,7 +151,7 @@ impl Eviction {
         let (class, turn) = parent.map_or(unknown, |parent| self.chains.kind(parent));
         self.chains.used(block, now, class, turn);
         self.fading.push_back(block);
-        self.forget();
+        self.forget(1);
     }
 
     /// The block is stored from now on; it was in a request, and so was `parent`, the block before it. False, and nothing
@@ -252,11 +257,16 @@ impl Eviction {
         self.forgotten.pop_front()
     }
 
-    fn forget(&mut self) {
+    fn known_max(&self) -> usize {
+        self.settings.known_min.max(KNOWN_PER_STORED * self.chains.stored())
+    }
+
+    /// Forgets what is too much, after so many that are new.
+    fn forget(&mut self, new: usize) {
         // The first look at a block that was used since the last one spares it, the second does not. What is too much after
         // so many looks is so until the next ones.
-        let mut looks = FADING_LOOKS + 4 * self.chains.known().saturating_sub(self.settings.known_max);
-        while self.chains.known() > self.settings.known_max && looks > 0 {
+        let (known_max, mut looks) = (self.known_max(), FADING_LOOKS + 4 * new);
+        while self.chains.known() > known_max && looks > 0 {
             looks -= 1;
             let Some(block) = self.fading.pop_front() else { return };
             if self.chains.fades(block) {

@@ -8,8 +8,8 @@ fn at(seconds: u64) -> Time {
     Time::from_nanos(seconds * 1_000_000_000)
 }
 
-fn eviction(known_max: usize) -> Eviction {
-    Eviction::new(Settings { known_max, seed: 1 })
+fn eviction(known_min: usize) -> Eviction {
+    Eviction::new(Settings { known_min, seed: 1 })
 }
 
 /// Uses a request's blocks and stores what is missing, as far as there is room: how many hit.
@@ -83,6 +83,33 @@ fn what_is_known_has_a_limit_and_stored_blocks_are_never_forgotten() {
         }
         assert!(in_use.len() <= 50 && eviction.stored() <= 20);
     }
+}
+
+#[test]
+fn what_is_remembered_follows_what_is_stored() {
+    let mut eviction = eviction(100);
+    let (mut next, mut stored) = (0, HashSet::new());
+    let mut fresh = || {
+        next += 10;
+        (next - 10..next).collect::<Vec<BlockNumber>>()
+    };
+    for second in 0..2000 {
+        let blocks = fresh();
+        serve(&mut eviction, 4000, at(second), &blocks);
+        stored.extend(blocks);
+        stored.retain(|&block| eviction.chains.is_stored(block));
+        let known = eviction.chains.known();
+        assert!(known <= 100.max(2 * stored.len()) + FADING_LOOKS, "{known} for {}", stored.len());
+    }
+    assert!(eviction.stored() == 4000 && eviction.chains.known() >= 8000, "{}", eviction.chains.known());
+    // All of them go at once: what was remembered beside them goes little by little.
+    stored.drain().for_each(|block| eviction.lose(block));
+    for second in 2000..2100 {
+        let before = eviction.chains.known();
+        eviction.request(at(second), &fresh());
+        assert!(before.saturating_sub(eviction.chains.known()) <= FADING_LOOKS + 40);
+    }
+    assert_eq!(eviction.chains.known(), 100);
 }
 
 /// Two kinds of conversation, told apart by their length: the long ones go on after a minute, the short ones never.

@@ -42,7 +42,7 @@ struct Node {
 
 fn open(folder: &Path, disk: Option<&tempfile::TempDir>) -> Tiers {
     let (arena, _) = Arena::open(&folder.join("arena"), 4 << 20, 1 << 16, &Meter::new()).expect("an arena");
-    let cache = Cache::new(arena, CacheLimits { known_max: 1 << 16, tenant_bytes_max: u64::MAX, seed: 1 }, at(0));
+    let cache = Cache::new(arena, CacheLimits { known_min: 1 << 16, tenant_bytes_max: u64::MAX, seed: 1 }, at(0));
     let limits = TierLimits {
         claims_max: 4,
         works_max: 8,
@@ -59,7 +59,7 @@ fn open(folder: &Path, disk: Option<&tempfile::TempDir>) -> Tiers {
             write_errors_max: 3,
         };
         let (shelf, _) = Shelf::open(&disk.path().join("store"), limits).expect("a store on the disk");
-        Cache::new(shelf, CacheLimits { known_max: 1 << 16, tenant_bytes_max: u64::MAX, seed: 1 }, at(0))
+        Cache::new(shelf, CacheLimits { known_min: 1 << 16, tenant_bytes_max: u64::MAX, seed: 1 }, at(0))
     });
     Tiers::new(cache, disk, limits)
 }

@@ -44,7 +44,7 @@ const SHORT: Scale = Scale {
     disk: Limits { bytes_max: 4 << 20, files_max: 12, extent_bytes: 512 << 10, free_bytes_min: 0, write_errors_max: 1 },
 };
 /// Host memory for 16,000 blocks and a disk for 160,000, of 180,000 that an hour of the published trace asks for. The
-/// disk's tables remember 640,000 blocks, which are as many as came after 4 to 5 hours;
+/// disk's tables remember 320,000 blocks, which are as many as came after 2 to 3 hours;
 /// what grows with them is within 2 % of its size after 8.
 const DAY: Scale = Scale {
     hours: 24,

@@ -24,8 +24,9 @@ const PAGE: u64 = 1024;
 const BLOCK_BYTES: u64 = LAYERS as u64 * PAGE;
 /// What a slot takes at least, in host memory and on the disk.
 const SLOT_BYTES: u64 = 4096;
-/// Blocks that are remembered for each that fits, as the daemon has it.
-const KNOWN_PER_STORED: u64 = 4;
+/// Blocks that are remembered in any case, as the daemon has it; and those for each that is stored.
+const KNOWN_MIN: u64 = 1 << 18;
+const KNOWN_PER_STORED: u64 = 2;
 const CLAIM_MAX: Duration = Duration::from_secs(30);
 
 /// What became of requests.
@@ -59,8 +60,8 @@ impl Node {
         let folders = (folder(Path::new("/dev/shm")), folder(program.parent().expect("in a folder")));
         let now = Time::from_nanos(0);
         let cache = |bytes: u64| {
-            let known_max = usize::try_from(known_max(bytes)).expect("fits");
-            CacheLimits { known_max, tenant_bytes_max: u64::MAX, seed: 1 }
+            let known_min = usize::try_from(KNOWN_MIN.min(bytes / SLOT_BYTES)).expect("fits");
+            CacheLimits { known_min, tenant_bytes_max: u64::MAX, seed: 1 }
         };
         let arena = folders.0.path().join("arena");
         let (arena, _) = Arena::open(&arena, host_bytes, BLOCK_BYTES, &Meter::new()).expect("an arena");
@@ -226,7 +227,7 @@ impl Node {
     }
 }
 
-/// Blocks that a tier of so many bytes remembers.
+/// Blocks that a tier of so many bytes remembers when it is full.
 pub(crate) const fn known_max(bytes: u64) -> u64 {
     bytes / SLOT_BYTES * KNOWN_PER_STORED
 }

@@ -5,15 +5,12 @@ use kvferry_tier::eviction::{Eviction, Settings};
 
 use super::trace::Trace;
 
-/// Blocks that are remembered, at least: what 8 MiB hold.
+/// Blocks that are remembered, at least, as in the daemon: what 8 MiB hold.
 const KNOWN_MIN: usize = 1 << 18;
-/// For each stored block, one more is remembered.
-const KNOWN_FOR_STORED: usize = 2;
 
 /// Blocks that hit.
 pub(super) fn hits(trace: &Trace, capacity: usize) -> u64 {
-    let known_max = KNOWN_MIN.max(KNOWN_FOR_STORED * capacity);
-    let mut eviction = Eviction::new(Settings { known_max, seed: 1 });
+    let mut eviction = Eviction::new(Settings { known_min: KNOWN_MIN, seed: 1 });
     let mut hits = 0;
     for request in &trace.requests {
         let now = Time::from_nanos(request.at_ms.saturating_mul(1_000_000));

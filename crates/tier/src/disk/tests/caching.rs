@@ -14,7 +14,7 @@ fn at(seconds: u64) -> Time {
 
 fn cache(path: &Path) -> (Cache<Shelf>, ClassId) {
     let (shelf, _) = Shelf::open(path, LIMITS).expect("a store");
-    let mut cache = Cache::new(shelf, CacheLimits { known_max: 2000, tenant_bytes_max: u64::MAX, seed: 1 }, at(0));
+    let mut cache = Cache::new(shelf, CacheLimits { known_min: 2000, tenant_bytes_max: u64::MAX, seed: 1 }, at(0));
     let class = cache.class(Fingerprint([1; 32]), 0, BYTES).expect("a class");
     (cache, class)
 }
