@@ -4,7 +4,7 @@
 //! tier thread -> DiskJob -> [jobs, eventfd] -> Mover: io_uring, or threads -> Done -> tier thread
 //! ```
 //!
-//! It sleeps on the eventfd and on what the disk has to say; sums of what was read are compared here. In the class of the
+//! It sleeps on the eventfd and on what the disk has to say, for a millisecond where the kernel has refused work; sums of what was read are compared here. In the class of the
 //! daemon's other threads: engines wait for reads. Limits: [`DEPTH_MAX`] operations; the tier thread has no more out.
 //! Shutdown: when the tier thread has gone, after everything that was begun.
 
@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result};
 use kvferry_tier::disk::{Done, Io, Mover, Settings};
 use kvferry_tier::tiers::DiskJob;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 
 /// Reads and writes at the disk at once.
 pub(super) const DEPTH_MAX: u32 = 64;
@@ -121,8 +121,9 @@ impl DiskThread {
         // When nothing more comes, its closing keeps nobody awake: only the disk has something to say.
         let own = PollFd::new(&self.wake, PollFlags::IN);
         let disk = PollFd::from_borrowed_fd(self.mover.wait_fd(), PollFlags::IN);
+        let most = self.mover.wait_max().and_then(|most| Timespec::try_from(most).ok());
         // An interrupted sleep is a short one.
-        let _ = if is_over { poll(&mut [disk], None) } else { poll(&mut [own, disk], None) };
+        let _ = if is_over { poll(&mut [disk], most.as_ref()) } else { poll(&mut [own, disk], most.as_ref()) };
         let mut count = [0; 8];
         // Not readable: the disk has woken the thread.
         let _ = rustix::io::read(self.wake.as_fd(), &mut count);

@@ -34,6 +34,9 @@ const JOB_BYTES_MAX: u64 = 1 << 30;
 /// of 64 KiB, 32 at once (docs/adr/0022).
 const LANDED_PER_TURN: usize = 3;
 
+/// Until what the system has refused for now is handed over again: chosen, short beside a read and long beside a turn.
+const UNSUBMITTED_WAIT: Duration = Duration::from_millis(1);
+
 /// How a mover works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -172,10 +175,17 @@ impl Mover {
     }
 
     /// Readable when the disk has something to say to the next [`turn`](Self::turn). What was begun since the last turn needs one
-    /// in any case, and so does what that turn has left.
+    /// in any case, and so does what that turn has left; the next one must come after [`wait_max`](Self::wait_max).
     #[must_use]
     pub fn wait_fd(&self) -> BorrowedFd<'_> {
         self.backend.wait_fd()
+    }
+
+    /// When the next turn must come though the disk says nothing: the system may have refused for now what was handed over, as
+    /// it does when it is short of memory, and nothing tells when it would take it.
+    #[must_use]
+    pub fn wait_max(&self) -> Option<Duration> {
+        self.backend.has_unsubmitted().then_some(UNSUBMITTED_WAIT)
     }
 
     /// Writes a block to the place that waits for it, out of the span; begins with the next turn.
@@ -287,7 +297,7 @@ impl Mover {
         self.backend.submit();
         if self.ended.is_empty() && self.landed.is_empty() && !self.operations.is_empty() {
             // Whatever it was, the next turn looks.
-            let _ = wait(&*self.backend, most);
+            let _ = wait(&*self.backend, self.wait_max().map_or(most, |max| max.min(most)));
         }
     }
 

@@ -61,8 +61,13 @@ pub(super) trait Backend: Send {
     /// Takes a job, which lands once. Handed back: there are as many as there may be.
     fn post(&mut self, job: Job) -> Result<(), Job>;
 
-    /// Hands over what was posted.
+    /// Hands over what was posted, as far as the system takes it now.
     fn submit(&mut self);
+
+    /// Whether something was posted that the system has not taken: nothing will say when it would.
+    fn has_unsubmitted(&self) -> bool {
+        false
+    }
 
     /// Tells what has landed. Waits for nothing.
     fn reap(&mut self, landed: &mut Vec<Landed>);

@@ -38,6 +38,9 @@ pub(super) struct Ring {
     broken: Option<Errno>,
     /// Completions that matched nothing.
     stale: u64,
+    /// How often the kernel has no memory yet.
+    #[cfg(test)]
+    short_of_memory: u32,
 }
 
 struct Slot {
@@ -67,12 +70,24 @@ impl Ring {
             generation: 0,
             broken: None,
             stale: 0,
+            #[cfg(test)]
+            short_of_memory: 0,
         })
     }
 
     /// Hands over what is queued, and waits for as many completions.
     fn enter(&mut self, wanted: usize) {
-        match self.ring.submitter().submit_and_wait(wanted) {
+        #[cfg(test)]
+        if self.short_of_memory > 0 {
+            self.short_of_memory -= 1;
+            return self.handle_entered(Err(Errno::NOMEM.into()));
+        }
+        let taken = self.ring.submitter().submit_and_wait(wanted);
+        self.handle_entered(taken);
+    }
+
+    fn handle_entered(&mut self, taken: io::Result<usize>) {
+        match taken {
             Ok(taken) => {
                 self.queued.drain(..taken.min(self.queued.len()));
             }
@@ -153,6 +168,10 @@ impl Backend for Ring {
         if self.broken.is_none() && !self.queued.is_empty() {
             self.enter(0);
         }
+    }
+
+    fn has_unsubmitted(&self) -> bool {
+        self.broken.is_none() && !self.queued.is_empty()
     }
 
     fn reap(&mut self, landed: &mut Vec<Landed>) {
@@ -246,6 +265,26 @@ mod tests {
         ring.reap(&mut landed);
         let failed = |id| Landed { id, result: Err(Errno::BADF) };
         assert_eq!((landed, Arc::strong_count(&region)), (vec![failed(1), failed(2)], 1));
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_for_now_is_handed_over_later() {
+        let meter = Meter::new();
+        let file = Arc::new(File::new(kvferry_memory::create("kvferry-ring", 4096).expect("memory")).expect("a file"));
+        let (mut ring, mut landed) = (Ring::open(4).expect("a ring"), Vec::new());
+        let region = memory(4096, &meter);
+        ring.short_of_memory = 2;
+        ring.post(job(1, Way::Out, &file, &region, 4096)).expect("room");
+        for _ in 0..2 {
+            ring.submit();
+            assert!(ring.has_unsubmitted(), "nothing is in flight that would wake anybody");
+        }
+        ring.submit();
+        assert!(!ring.has_unsubmitted());
+        while landed.is_empty() {
+            ring.reap(&mut landed);
+        }
+        assert_eq!(landed, [Landed { id: 1, result: Ok(4096) }]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::os::fd::BorrowedFd;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::io::Errno;
 
@@ -15,6 +16,9 @@ struct Faulty {
     inner: Box<dyn Backend>,
     faults: Arc<std::sync::Mutex<VecDeque<Fault>>>,
     failed: Vec<Landed>,
+    /// How often the system takes nothing yet.
+    refusals: Arc<AtomicU32>,
+    has_unsubmitted: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -38,7 +42,15 @@ impl Backend for Faulty {
     }
 
     fn submit(&mut self) {
-        self.inner.submit();
+        let fewer = |left: u32| left.checked_sub(1);
+        self.has_unsubmitted = self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok();
+        if !self.has_unsubmitted {
+            self.inner.submit();
+        }
+    }
+
+    fn has_unsubmitted(&self) -> bool {
+        self.has_unsubmitted
     }
 
     fn reap(&mut self, landed: &mut Vec<Landed>) {
@@ -54,12 +66,21 @@ impl Backend for Faulty {
 type Faults = Arc<std::sync::Mutex<VecDeque<Fault>>>;
 
 fn faulty() -> (World, Faults) {
-    let mut world = World::new(LIMITS, SETTINGS);
-    let (choice, inner) = io::choose(Io::Auto, 8, 2).expect("a way to the disk");
-    let faults = Faults::default();
-    let backend = Faulty { inner, faults: Arc::clone(&faults), failed: Vec::new() };
-    world.mover = Mover::over(Box::new(backend), choice, SETTINGS);
+    let (world, faults, _) = stubborn(Io::Auto);
     (world, faults)
+}
+
+/// As [`faulty`], and how often the system is to take nothing.
+fn stubborn(io: Io) -> (World, Faults, Arc<AtomicU32>) {
+    let mut world = World::new(LIMITS, SETTINGS);
+    let (choice, inner) = io::choose(io, 8, 2).expect("a way to the disk");
+    let faults = Faults::default();
+    let refusals = Arc::new(AtomicU32::new(0));
+    let (failed, has_unsubmitted) = (Vec::new(), false);
+    let backend =
+        Faulty { inner, faults: Arc::clone(&faults), failed, refusals: Arc::clone(&refusals), has_unsubmitted };
+    world.mover = Mover::over(Box::new(backend), choice, SETTINGS);
+    (world, faults, refusals)
 }
 
 fn fails(faults: &Faults, errno: Errno) {
@@ -301,4 +322,32 @@ fn read_only_child() {
     assert!(world.shelf().remove(class, &hash(3)) && world.shelf().blocks() == 4);
     let other = Shelf::open(Path::new("other"), LIMITS).map(|(_, recovery)| recovery).expect_err("it cannot be made");
     assert!(matches!(other, OpenError::Io { .. }), "{other}");
+}
+
+/// With a ring, where only what was taken wakes anybody.
+#[test]
+fn what_is_refused_for_now_is_handed_over_again_though_nothing_wakes_anybody() {
+    let (mut world, _, refusals) = stubborn(Io::Ring);
+    let class = world.class(1, 5000);
+    assert_eq!(world.mover.wait_max(), None, "who has nothing to do sleeps");
+    refusals.store(20, Ordering::Relaxed);
+    let filling = world.shelf().reserve(class, hash(1), Default::default()).expect("room");
+    world.memory.write(0, &body(1, 5000)).expect("inside");
+    let span = world.span(5000);
+    world.mover.write(1, filling, &span).expect("room");
+    let (mut done, mut sleeps) = (Vec::new(), 0);
+    while refusals.load(Ordering::Relaxed) > 0 {
+        world.mover.turn(&mut done);
+        assert!(done.is_empty());
+        if refusals.load(Ordering::Relaxed) > 0 {
+            assert!(world.mover.wait_max().is_some(), "it would sleep for good");
+            sleeps += 1;
+        }
+    }
+    assert!(sleeps > 3);
+    match finish(&mut world.mover) {
+        Done::Written { filling, outcome: Ok(()), .. } => world.shelf().abandon(filling),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.mover.wait_max(), None);
 }
