@@ -1,6 +1,7 @@
 //! Who goes when a block is to come.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 
 use kvferry_core::Time;
 
@@ -29,28 +30,27 @@ impl<S: Store> Cache<S> {
     /// start.
     pub fn set_quotas(&mut self, now: Time, quotas: impl IntoIterator<Item = (Tenant, u64)>) {
         quotas.into_iter().for_each(|(tenant, bytes)| self.tenants.set_quota(tenant, bytes));
-        for tenant in self.tenants.over() {
-            let leaves = self.eviction.least_first(now, |leaf| self.tenants.owner(leaf) == Some(tenant));
-            for leaf in leaves {
-                let mut end = Some(leaf);
-                while let Some(block) = end.filter(|&block| self.is_over(tenant) && self.may_leave(block, tenant)) {
-                    end = self.eviction.parent(block);
-                    self.eviction.lose(block);
-                    self.evict(block, Left::Quota);
-                }
+        let over: HashSet<Tenant> = self.tenants.over().into_iter().collect();
+        if over.is_empty() {
+            return;
+        }
+        // All of them in one pass: each tenant's own in their order.
+        let is_of_those = |leaf| self.tenants.owner(leaf).is_some_and(|tenant| over.contains(&tenant));
+        for leaf in self.eviction.least_first(now, is_of_those) {
+            let mut end = Some(leaf);
+            while let Some(block) = end.filter(|&block| self.is_too_much(block)) {
+                end = self.eviction.parent(block);
+                self.eviction.lose(block);
+                self.evict(block, Left::Quota);
             }
         }
     }
 
-    fn is_over(&self, tenant: Tenant) -> bool {
-        self.held_by(tenant) > self.tenants.quota(tenant)
-    }
-
-    /// Whether the block is the tenant's, the last one of its chain, and held by nobody.
-    fn may_leave(&self, block: BlockNumber, tenant: Tenant) -> bool {
+    /// Whether the block's tenant has more than it may, and the block is the last one of its chain, and held by nobody.
+    fn is_too_much(&self, block: BlockNumber) -> bool {
         let name = self.names[block as usize];
-        self.eviction.is_leaf(block)
-            && self.tenants.owner(block) == Some(tenant)
+        self.tenants.owner(block).is_some_and(|tenant| self.held_by(tenant) > self.tenants.quota(tenant))
+            && self.eviction.is_leaf(block)
             && !self.fillings.has(block)
             && name.is_some_and(|(class, hash)| self.store.may_go(class, &hash))
     }

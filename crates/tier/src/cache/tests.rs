@@ -270,3 +270,21 @@ fn a_tenant_has_no_more_than_its_quota_and_costs_the_others_nothing() {
     let whole = (0..40).filter(|&request| cache.request(at(1), model, &chain(2, request)) == 10).count();
     assert_eq!(whole, 10, "what stays is whole");
 }
+
+#[test]
+fn a_lowered_quota_holds_also_in_chains_that_several_tenants_have_stored() {
+    let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let mut cache = open(folder.path(), at(0));
+    let model = class(&mut cache, 1);
+    // Each block of a chain is another tenant's, which engines with a namespace each come to; the last one may stay.
+    for request in 0..20 {
+        let chain: Vec<_> = (0..9).map(|block| hash(request * 10 + block)).collect();
+        for (tenant, length) in (1..=chain.len()).enumerate() {
+            serve_to(&mut cache, at(request), model, &chain[..length], Tenant(tenant as u64));
+        }
+    }
+    assert!((0..9).all(|tenant| cache.held_by(Tenant(tenant)) == 20 * BLOCK_BYTES));
+    cache.set_quotas(at(20), (0..9).map(|tenant| (Tenant(tenant), 3 * BLOCK_BYTES)));
+    let held: Vec<_> = (0..9).map(|tenant| cache.held_by(Tenant(tenant)) / BLOCK_BYTES).collect();
+    assert_eq!(held, [3; 9]);
+}

@@ -127,8 +127,11 @@ impl Tiers {
         wanted
     }
 
-    /// Whether nobody may begin to hold what host memory has of this block.
+    /// Whether nobody may begin to hold this block in host memory, or bring it there.
     fn is_going(&self, kind: Kind, hash: &BlockHash) -> bool {
+        if self.host.owner(kind.host, hash).is_none() {
+            return self.is_kept_from_host(kind, hash);
+        }
         self.is_hidden(Tier::Host, kind.host, hash) || self.host.store().is_leaving(kind.host, hash)
     }
 

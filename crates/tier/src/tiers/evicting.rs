@@ -6,7 +6,7 @@
 use kvferry_core::WorkId;
 
 use super::sweeps::LOOKS;
-use super::{SweepFilter, SweepProgress, Tier, Tiers};
+use super::{Kind, SweepFilter, SweepProgress, Tier, Tiers};
 use crate::cache::{Left, Stored, Walk};
 use crate::store::{BlockHash, ClassId, Store as _};
 
@@ -66,6 +66,13 @@ impl Tiers {
             Tier::Disk => self.disk.as_ref().and_then(|disk| disk.owner(class, hash)),
         };
         self.fingerprint(tier, class).is_some_and(|of| run.filter.fits(of, owner.unwrap_or_default()))
+    }
+
+    /// Whether a block that only the disk has must not come into host memory: it would be meant there.
+    pub(super) fn is_kept_from_host(&self, kind: Kind, hash: &BlockHash) -> bool {
+        let Some(run) = self.evicting.running().filter(|run| run.filter.is_in(Tier::Host)) else { return false };
+        let owner = self.disk.as_ref().zip(kind.disk).and_then(|(disk, class)| disk.owner(class, hash));
+        run.filter.fits(self.host.store().fingerprint(kind.host), owner.unwrap_or_default())
     }
 
     /// Whether a block of host memory must not go to the disk.

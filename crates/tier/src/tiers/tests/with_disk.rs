@@ -188,3 +188,28 @@ fn who_wants_little_from_the_disk_does_not_wait_behind_who_wants_much() {
         );
     }
 }
+
+#[test]
+fn a_block_of_the_disk_is_judged_by_its_own_tenant_while_a_tenants_blocks_leave_host_memory() {
+    let mut node = Node::with_disk();
+    let engine = device(0, 1);
+    for (tenant, block) in [(0, 1), (5, 2)] {
+        let work = node.work();
+        let groups = vec![(None, vec![(hash(block), BlockIndex(block.into()))])];
+        node.tiers.store(work, &StoreRequest { device: Arc::clone(&engine), groups, tenant: Tenant(tenant) });
+        node.run(at(0));
+        node.tiers.commit(at(0), work);
+        node.run(at(0));
+        node.lookup(at(1), &[&engine], &[hash(block)]);
+    }
+    node.run(at(1));
+    assert_eq!(node.on_disk(), 2);
+    for (tenant, found) in [(5, [1, 0]), (0, [0, 1])] {
+        node.restart_without_memory();
+        let work = node.work();
+        let filter = SweepFilter { tenant: Some(Tenant(tenant)), tier: Some(Tier::Host), ..Default::default() };
+        node.tiers.sweep(work, Sweep::Evict, filter);
+        let held = [1, 2].map(|block| node.lookup(at(2), &[&engine], &[hash(block)]).1);
+        assert_eq!((held, node.tiers.host().blocks()), (found, 1), "tenant {tenant} leaves");
+    }
+}
