@@ -15,6 +15,7 @@ use kvferry_core::{Fingerprint, Time};
 use super::{Device, Kind, Tier, TierEvent, TierFailure, Tiers};
 use crate::disk::{Made, Making};
 use crate::eviction::{Fit, Fitted};
+use crate::store::Store as _;
 
 /// Chores that are out at a time, at most.
 pub const CHORES_MAX: usize = 3;
@@ -51,8 +52,7 @@ impl Chore {
 /// What is stored of a fingerprint is to be forgotten.
 pub(super) struct Clearing {
     fingerprint: Fingerprint,
-    kinds: Vec<Kind>,
-    /// Of the last kind: which tier is looked through, and from where on.
+    /// Which tier is looked through, and from where on.
     at: (Tier, usize),
 }
 
@@ -87,7 +87,7 @@ impl Tiers {
     }
 
     /// Nothing that is stored for the fingerprint of these devices, all of one engine, is found any more, nor what is being
-    /// stored now.
+    /// stored now; also of ranks that are not among them.
     pub fn clear(&mut self, now: Time, devices: &[Arc<Device>]) {
         let Some(fingerprint) = devices.first().map(|device| device.fingerprint()) else { return };
         let claims = self.claims.iter().filter(|(_, claim)| claim.fingerprint == fingerprint);
@@ -100,12 +100,15 @@ impl Tiers {
         for work in works {
             self.fail(now, work, TierFailure::Cleared);
         }
-        let names = devices.iter().flat_map(|device| (0..device.group_count()).map(move |group| (device, group)));
-        let kinds: Vec<_> =
-            names.collect::<Vec<_>>().into_iter().filter_map(|(d, group)| self.kind(d, group)).collect();
-        self.promotions.void(self.disk.as_mut(), &kinds);
-        self.demotions.void(&kinds);
-        self.clearing.push(Clearing { fingerprint, kinds, at: (Tier::Host, 0) });
+        let host = &self.host;
+        let is_of = |kind: &Kind| host.store().fingerprint(kind.host) == fingerprint;
+        self.promotions.void(self.disk.as_mut(), is_of);
+        self.demotions.void(|(kind, _)| is_of(kind));
+        // Their classes, so that who watches is told of what goes.
+        for (device, group) in devices.iter().flat_map(|device| (0..device.group_count()).map(move |at| (device, at))) {
+            self.kind(device, group);
+        }
+        self.clearing.push(Clearing { fingerprint, at: (Tier::Host, 0) });
         self.events.push_back(TierEvent::Cleared { fingerprint });
     }
 
@@ -117,34 +120,31 @@ impl Tiers {
     /// in.
     fn clear_some(&mut self) -> bool {
         let Some(place) = self.clearing.iter().position(|clearing| !self.is_busy(clearing)) else { return false };
-        let Clearing { kinds, at: (tier, from), .. } = &mut self.clearing[place];
-        let Some(kind) = kinds.last() else {
-            self.clearing.swap_remove(place);
-            self.drop_doomed();
-            return !self.clearing.is_empty();
-        };
-        let next = match (*tier, &mut self.disk, kind.disk) {
-            (Tier::Host, _, _) => self.host.clear_piece(kind.host, *from),
-            (Tier::Disk, Some(disk), Some(class)) => disk.clear_piece(class, *from),
-            (Tier::Disk, _, _) => None,
+        let Clearing { fingerprint, at: (tier, from) } = &mut self.clearing[place];
+        let next = match (*tier, &mut self.disk) {
+            (Tier::Host, _) => self.host.clear_piece(*fingerprint, *from),
+            (Tier::Disk, Some(disk)) => disk.clear_piece(*fingerprint, *from),
+            (Tier::Disk, None) => None,
         };
         match (next, *tier) {
             (Some(next), _) => *from = next,
             (None, Tier::Host) => (*tier, *from) = (Tier::Disk, 0),
             (None, Tier::Disk) => {
-                kinds.pop();
-                (*tier, *from) = (Tier::Host, 0);
+                self.clearing.swap_remove(place);
+                self.drop_doomed();
+                return !self.clearing.is_empty();
             }
         }
         true
     }
 
     fn is_busy(&self, clearing: &Clearing) -> bool {
-        let is_of = |device: &Device| device.fingerprint() == clearing.fingerprint;
-        self.loads.values().any(|load| is_of(&load.device))
-            || self.stores.values().any(|store| is_of(&store.device))
-            || self.promotions.is_busy(&clearing.kinds)
-            || self.demotions.is_busy(&clearing.kinds)
-            || self.verifying.is_busy(&clearing.kinds)
+        let fingerprint = clearing.fingerprint;
+        let is_kind = |kind: &Kind| self.host.store().fingerprint(kind.host) == fingerprint;
+        self.loads.values().any(|load| load.device.fingerprint() == fingerprint)
+            || self.stores.values().any(|store| store.device.fingerprint() == fingerprint)
+            || self.promotions.has(|kind, _| is_kind(kind))
+            || self.demotions.has(is_kind)
+            || self.verifying.has(|tier, class| self.fingerprint(tier, class) == Some(fingerprint))
     }
 }

@@ -42,7 +42,7 @@ impl Tiers {
     pub(super) fn begin_eviction(&mut self, progress: SweepProgress, filter: SweepFilter) {
         let Self { demotions, host, .. } = self;
         if filter.is_in(Tier::Disk) {
-            demotions.void_those(|(kind, hash)| {
+            demotions.void(|(kind, hash)| {
                 let tenant = host.owner(kind.host, hash).unwrap_or_default();
                 filter.fits(host.store().fingerprint(kind.host), tenant)
             });

@@ -14,7 +14,7 @@ use kvferry_core::WorkId;
 use kvferry_memory::{Meter, Region};
 
 use super::sweeps::LOOKS;
-use super::{DiskJob, Kind, SweepCount, SweepFilter, SweepProgress, Tier, Tiers};
+use super::{DiskJob, SweepCount, SweepFilter, SweepProgress, Tier, Tiers};
 use crate::cache::{Left, Stored, Walk};
 use crate::disk::{self, DiskError, Span};
 use crate::host;
@@ -141,13 +141,12 @@ impl Verifying {
         }
     }
 
-    /// Whether a block of these kinds is held.
-    pub(super) fn is_busy(&self, kinds: &[Kind]) -> bool {
+    /// Whether a block of such a class is held.
+    pub(super) fn has(&self, is_of: impl Fn(Tier, ClassId) -> bool) -> bool {
         let begun = self.running().and_then(|run| run.begun.as_ref());
         let mut host = self.summing.values().flatten().chain(begun).map(|of| of.class);
         let mut disk = self.reading.values().map(|of| of.class);
-        host.any(|class| kinds.iter().any(|kind| kind.host == class))
-            || disk.any(|class| kinds.iter().any(|kind| kind.disk == Some(class)))
+        host.any(|class| is_of(Tier::Host, class)) || disk.any(|class| is_of(Tier::Disk, class))
     }
 
     /// Memory for one block.

@@ -188,3 +188,24 @@ fn who_wants_little_from_the_disk_does_not_wait_behind_who_wants_much() {
         );
     }
 }
+
+#[test]
+fn clearing_reaches_all_ranks_whoever_of_them_is_attached() {
+    let mut node = Node::with_disk();
+    let (zero, one) = (device(0, 1), device(1, 2));
+    for (now, is_restarted) in [(1, false), (2, true)] {
+        node.keep(at(now), &zero, None, &[(1, 0)]);
+        assert_eq!(node.keep(at(now), &one, None, &[(1, 0)]), 1, "what new weights made is not taken for the old");
+        let (claim, held) = node.lookup(at(now), &[&zero, &one], &[hash(1)]);
+        node.tiers.forget(claim);
+        node.run(at(now));
+        assert_eq!((held, node.on_disk()), (1, 2));
+        if is_restarted {
+            // Nobody has asked the next daemon for these yet.
+            node.restart_without_memory();
+        }
+        node.tiers.clear(at(now), &[Arc::clone(&zero)]);
+        node.run(at(now));
+        assert_eq!((node.tiers.host().blocks(), node.on_disk()), (0, 0));
+    }
+}
