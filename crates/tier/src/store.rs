@@ -101,6 +101,13 @@ pub trait Store {
     /// The block goes, and leaves its place to others. False: it is not stored, or held.
     fn remove(&mut self, class: ClassId, hash: &BlockHash) -> bool;
 
+    /// As [`remove`](Self::remove); and from now on the next daemon does not find it either, whatever becomes of this one: nor
+    /// one that is held, which this one keeps until it is removed. A store that keeps nothing for the next daemon has no more
+    /// to do than to remove.
+    fn erase(&mut self, class: ClassId, hash: &BlockHash) -> bool {
+        self.remove(class, hash)
+    }
+
     /// Whether a place of this class is taken.
     fn has_blocks(&self, class: ClassId) -> bool;
 

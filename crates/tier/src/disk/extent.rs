@@ -56,6 +56,8 @@ pub(super) struct Extent {
     taken: Bits,
     sealed: Bits,
     pub(super) taken_count: u32,
+    /// The directory has it no more: what it still holds is this daemon's alone.
+    pub(super) is_unlinked: bool,
 }
 
 impl File {
@@ -107,6 +109,7 @@ impl Extent {
             taken: Bits::new(count),
             sealed: Bits::new(count),
             taken_count: 0,
+            is_unlinked: false,
         }
     }
 
@@ -154,9 +157,11 @@ impl Extent {
         &self.header
     }
 
-    /// The slot holds no block any more, here and on the disk.
-    pub(super) fn unseal(&mut self, slot: u32) -> Result<(), Errno> {
-        self.forget(slot);
+    /// The slot holds no block any more, for whoever reads the disk.
+    pub(super) fn unseal(&self, slot: u32) -> Result<(), Errno> {
+        if self.is_unlinked {
+            return Ok(());
+        }
         let generation = self.slots[slot as usize].generation;
         write_all(&self.records, self.header.empty(generation).as_bytes(), Cut::record(slot))
     }

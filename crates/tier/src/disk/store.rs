@@ -91,6 +91,10 @@ impl Store for Shelf {
         true
     }
 
+    fn erase(&mut self, class: ClassId, hash: &BlockHash) -> bool {
+        self.erase_block(class, hash)
+    }
+
     fn has_blocks(&self, class: ClassId) -> bool {
         self.extents.iter().flatten().any(|extent| extent.class == class && extent.taken_count > 0)
     }

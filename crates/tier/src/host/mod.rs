@@ -45,6 +45,8 @@ pub struct Arena {
     index: Spread<(ClassId, BlockHash), Place>,
     /// Blocks that may not go, and how often they are held.
     pins: HashMap<Place, u32>,
+    /// What the records said of those that the next daemon is not to find.
+    erased: HashMap<Place, Record>,
 }
 
 /// A place that waits for a block's bytes. Whoever drops it leaves the place unused until the next start: seal it, or
@@ -84,6 +86,7 @@ impl Arena {
     }
 
     fn release(&mut self, place: Place) {
+        self.erased.remove(&place);
         self.mark(place, State::Empty, 0);
         self.classes.give_place(&self.region, self.geometry, place);
     }
@@ -98,7 +101,8 @@ impl Arena {
 
     /// The record of a sealed block, if it still is what was written.
     fn read(&self, place: Place) -> Option<Record> {
-        recovery::read_record(&self.region, self.geometry, place.chunk, place.slot).ok().flatten()
+        let erased = self.erased.get(&place).copied();
+        erased.or_else(|| recovery::read_record(&self.region, self.geometry, place.chunk, place.slot).ok().flatten())
     }
 
     /// Where a block's record is.
@@ -210,6 +214,17 @@ impl Store for Arena {
         self.index.remove(&(class, *hash));
         self.release(place);
         true
+    }
+
+    fn erase(&mut self, class: ClassId, hash: &BlockHash) -> bool {
+        let gone = self.remove(class, hash);
+        let held = self.index.get(&(class, *hash)).copied();
+        // Who holds it may ask for it again.
+        if let Some((place, record)) = held.and_then(|place| Some((place, self.read(place)?))) {
+            self.erased.insert(place, record);
+            self.mark(place, State::Empty, 0);
+        }
+        gone
     }
 
     fn has_blocks(&self, class: ClassId) -> bool {

@@ -69,6 +69,7 @@ impl Arena {
             classes: Classes::new(geometry.chunks),
             index: Spread::default(),
             pins: HashMap::new(),
+            erased: HashMap::new(),
             region,
         };
         let recovered = match arena.check_header(kept) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! poll_chore -> Chore::run on a thread of low priority -> handle_chore
-//! clear -> nobody finds it -> nothing is at it any more -> tidy, tidy, ... -> room
+//! clear -> nobody finds it -> tidy, tidy, ... -> room, but for what is held -> nothing is any more -> tidy, tidy, ... -> room
 //! ```
 //!
 //! Limits: one fit of each tier and one file of the disk are out at a time; [`tidy`](Tiers::tidy) takes some 0.1 ms. A chore
@@ -54,6 +54,16 @@ pub(super) struct Clearing {
     fingerprint: Fingerprint,
     /// Which tier is looked through, and from where on.
     at: (Tier, usize),
+    pass: Pass,
+}
+
+/// What is held at first is looked for once more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    /// At once, so that nothing waits to be found by the next daemon.
+    First { was_busy: bool },
+    /// Once nothing is held.
+    Last,
 }
 
 impl Tiers {
@@ -108,7 +118,7 @@ impl Tiers {
         for (device, group) in devices.iter().flat_map(|device| (0..device.group_count()).map(move |at| (device, at))) {
             self.kind(device, group);
         }
-        self.clearing.push(Clearing { fingerprint, at: (Tier::Host, 0) });
+        self.clearing.push(Clearing { fingerprint, at: (Tier::Host, 0), pass: Pass::First { was_busy: false } });
         self.events.push_back(TierEvent::Cleared { fingerprint });
     }
 
@@ -116,11 +126,15 @@ impl Tiers {
         self.clearing.iter().any(|clearing| clearing.fingerprint == device.fingerprint())
     }
 
-    /// A piece of what is to be cleared, and that nothing is at any more. Nobody finds it meanwhile, and nothing of it is taken
-    /// in.
+    /// A piece of what is to be cleared. Nobody finds it meanwhile, and nothing of it is taken in.
     fn clear_some(&mut self) -> bool {
-        let Some(place) = self.clearing.iter().position(|clearing| !self.is_busy(clearing)) else { return false };
-        let Clearing { fingerprint, at: (tier, from) } = &mut self.clearing[place];
+        let goes_on = |clearing: &Clearing| clearing.pass != Pass::Last || !self.is_busy(clearing.fingerprint);
+        let Some(place) = self.clearing.iter().position(goes_on) else { return false };
+        let is_busy = self.is_busy(self.clearing[place].fingerprint);
+        let Clearing { fingerprint, at: (tier, from), pass } = &mut self.clearing[place];
+        if let Pass::First { was_busy } = pass {
+            *was_busy |= is_busy;
+        }
         let next = match (*tier, &mut self.disk) {
             (Tier::Host, _) => self.host.clear_piece(*fingerprint, *from),
             (Tier::Disk, Some(disk)) => disk.clear_piece(*fingerprint, *from),
@@ -129,8 +143,15 @@ impl Tiers {
         match (next, *tier) {
             (Some(next), _) => *from = next,
             (None, Tier::Host) => (*tier, *from) = (Tier::Disk, 0),
+            (None, Tier::Disk) if *pass == (Pass::First { was_busy: true }) => {
+                (*tier, *from) = (Tier::Host, 0);
+                *pass = Pass::Last;
+            }
             (None, Tier::Disk) => {
-                self.clearing.swap_remove(place);
+                let Clearing { fingerprint, .. } = self.clearing.swap_remove(place);
+                if let Some(disk) = &mut self.disk {
+                    disk.store_mut().erase_lost(|of| of == fingerprint);
+                }
                 self.drop_doomed();
                 return !self.clearing.is_empty();
             }
@@ -138,8 +159,8 @@ impl Tiers {
         true
     }
 
-    fn is_busy(&self, clearing: &Clearing) -> bool {
-        let fingerprint = clearing.fingerprint;
+    /// Whether something holds what is to be cleared, or is about to bring more of it.
+    fn is_busy(&self, fingerprint: Fingerprint) -> bool {
         let is_kind = |kind: &Kind| self.host.store().fingerprint(kind.host) == fingerprint;
         self.loads.values().any(|load| load.device.fingerprint() == fingerprint)
             || self.stores.values().any(|store| store.device.fingerprint() == fingerprint)

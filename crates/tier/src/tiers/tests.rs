@@ -9,6 +9,7 @@ use crate::cache::CacheLimits;
 use crate::disk::{self, Mover};
 use crate::store::{BlockHash, Tenant};
 
+mod clearing;
 mod sweeping;
 mod with_disk;
 

@@ -4,13 +4,13 @@ use super::verifying::CHECK_BYTES;
 use super::*;
 use crate::cache::Left;
 
-fn everything() -> SweepFilter {
+pub(super) fn everything() -> SweepFilter {
     SweepFilter::default()
 }
 
 impl Node {
     /// Begins a sweep, and carries it to its end.
-    fn sweep(&mut self, sweep: Sweep, filter: SweepFilter) -> SweepProgress {
+    pub(super) fn sweep(&mut self, sweep: Sweep, filter: SweepFilter) -> SweepProgress {
         let work = self.begin(sweep, filter);
         self.carry_on();
         let progress = self.tiers.sweeps(sweep).expect("begun");
@@ -18,7 +18,7 @@ impl Node {
         progress
     }
 
-    fn begin(&mut self, sweep: Sweep, filter: SweepFilter) -> WorkId {
+    pub(super) fn begin(&mut self, sweep: Sweep, filter: SweepFilter) -> WorkId {
         let work = self.work();
         self.tiers.sweep(work, sweep, filter);
         work
@@ -57,7 +57,7 @@ fn held(node: &Node) -> Vec<(Tier, u64, u64, u64)> {
 }
 
 /// Blocks 1 and 2 in both tiers, and 3 in host memory.
-fn full() -> (Node, Arc<Device>) {
+pub(super) fn full() -> (Node, Arc<Device>) {
     let mut node = Node::with_disk();
     let engine = device(0, 1);
     node.keep(at(0), &engine, None, &[(1, 10), (2, 3), (3, 60)]);
