@@ -114,6 +114,7 @@ impl Tiers {
         let is_of = |kind: &Kind| host.store().fingerprint(kind.host) == fingerprint;
         self.promotions.void(self.disk.as_mut(), is_of);
         self.demotions.void(|(kind, _)| is_of(kind));
+        self.put_down_check(fingerprint);
         // Their classes, so that who watches is told of what goes.
         for (device, group) in devices.iter().flat_map(|device| (0..device.group_count()).map(move |at| (device, at))) {
             self.kind(device, group);
@@ -123,7 +124,11 @@ impl Tiers {
     }
 
     pub(super) fn is_clearing(&self, device: &Device) -> bool {
-        self.clearing.iter().any(|clearing| clearing.fingerprint == device.fingerprint())
+        self.is_to_be_cleared(device.fingerprint())
+    }
+
+    pub(super) fn is_to_be_cleared(&self, fingerprint: Fingerprint) -> bool {
+        self.clearing.iter().any(|clearing| clearing.fingerprint == fingerprint)
     }
 
     /// A piece of what is to be cleared. Nobody finds it meanwhile, and nothing of it is taken in.

@@ -1,6 +1,6 @@
 //! What is cleared or evicted stays gone, whatever is under way and whatever the disk does.
 
-use super::sweeping::{everything, full};
+use super::sweeping::{everything, full, with_large_blocks};
 use super::*;
 use crate::cache::Left;
 
@@ -69,5 +69,55 @@ fn what_is_to_go_stays_gone_whatever_the_disk_takes() {
         assert_eq!(node.blocks(), (0, 0));
         node.restart();
         assert_eq!(node.blocks(), (0, 0), "cleared: {is_cleared}, the disk mended: {is_mended}");
+    }
+}
+
+#[test]
+fn nothing_that_is_being_cleared_is_read() {
+    let mut node = Node::with_disk();
+    let engine = device(0, 1);
+    node.keep(at(0), &engine, None, &[(1, 10), (2, 3), (3, 60), (4, 5), (5, 6)]);
+    let (claim, _) = node.lookup(at(1), &[&engine], &[1, 2, 3, 4, 5].map(hash));
+    node.tiers.forget(claim);
+    node.run(at(1));
+    node.begin(Sweep::Verify, SweepFilter { tier: Some(Tier::Disk), ..Default::default() });
+    let jobs: Vec<_> = std::iter::from_fn(|| node.tiers.poll_disk(at(2))).collect();
+    assert_eq!((jobs.len(), node.on_disk()), (2, 5));
+    node.tiers.clear(at(2), &[Arc::clone(&engine)]);
+    for job in jobs {
+        let DiskJob::Read { tag, block, span } = job else { panic!("a write") };
+        node.mover.read(tag, block, &span).expect("room");
+        let mut done = Vec::new();
+        while done.is_empty() {
+            node.mover.wait(Duration::from_secs(1));
+            node.mover.turn(&mut done);
+        }
+        done.into_iter().for_each(|done| node.tiers.handle_disk(done));
+        assert!(node.tiers.poll_disk(at(2)).is_none(), "another would hold it up again");
+    }
+    while node.tiers.tidy(at(2)) {}
+    assert_eq!(node.blocks(), (0, 0));
+    node.carry_on();
+    assert_eq!(node.tiers.sweeps(Sweep::Verify).map(|of| (of.is_over, of.disk.blocks)), Some((true, 2)));
+}
+
+#[test]
+fn a_block_that_is_summed_in_part_goes_when_it_is_cleared() {
+    for is_under_way in [false, true] {
+        let mut node = with_large_blocks();
+        node.begin(Sweep::Verify, everything());
+        let first = node.tiers.poll_check().expect("a job").run();
+        if !is_under_way {
+            node.tiers.handle_checked(&first);
+        }
+        node.tiers.clear(at(1), &[device(0, 1)]);
+        while node.tiers.tidy(at(1)) {}
+        if is_under_way {
+            assert_eq!(node.tiers.host().blocks(), 1, "it is still read");
+            node.tiers.handle_checked(&first);
+            while node.tiers.tidy(at(1)) {}
+        }
+        assert_eq!(node.tiers.host().blocks(), 0);
+        assert!(node.tiers.poll_check().is_none());
     }
 }
