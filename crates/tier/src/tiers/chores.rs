@@ -5,7 +5,8 @@
 //! clear -> nobody finds it -> tidy, tidy, ... -> room, but for what is held -> nothing is any more -> tidy, tidy, ... -> room
 //! ```
 //!
-//! Limits: one fit of each tier and one file of the disk are out at a time; [`tidy`](Tiers::tidy) takes some 0.1 ms. A chore
+//! Limits: one fit of each tier and one file of the disk are out at a time; a fingerprint is cleared once at a time, in one or
+//! two walks, however often that is asked for; [`tidy`](Tiers::tidy) takes some 0.1 ms. A chore
 //! that never comes back costs what it was for: an old forecast serves on, blocks are not written to the disk.
 
 use std::sync::Arc;
@@ -119,7 +120,10 @@ impl Tiers {
         for (device, group) in devices.iter().flat_map(|device| (0..device.group_count()).map(move |at| (device, at))) {
             self.kind(device, group);
         }
-        self.clearing.push(Clearing { fingerprint, at: (Tier::Host, 0), pass: Pass::First { was_busy: false } });
+        // Of one that is under way nothing was taken in meanwhile.
+        if !self.is_to_be_cleared(fingerprint) {
+            self.clearing.push(Clearing { fingerprint, at: (Tier::Host, 0), pass: Pass::First { was_busy: false } });
+        }
         self.events.push_back(TierEvent::Cleared { fingerprint });
     }
 
