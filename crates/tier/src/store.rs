@@ -108,6 +108,10 @@ pub trait Store {
         self.remove(class, hash)
     }
 
+    /// From now on the next daemon finds nothing of this fingerprint, whatever becomes of this one, which keeps it until it is
+    /// removed. Nothing of it is to be sealed before all of it is: the next daemon may not find that either.
+    fn disown(&mut self, _fingerprint: Fingerprint) {}
+
     /// Whether a place of this class is taken.
     fn has_blocks(&self, class: ClassId) -> bool;
 

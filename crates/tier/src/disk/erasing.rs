@@ -3,6 +3,7 @@
 //! ```text
 //! remove -> the record is emptied -> room    \-> it cannot be: the place is lost, and the next daemon may find the block
 //! erase  -> the record is emptied -> room    \-> it cannot be: the file goes, which this daemon goes on reading
+//! disown -> all files of a fingerprint go
 //! ```
 //!
 //! A block that only had to make room may come back: it is what it was. One that somebody wants gone must not, and the
@@ -44,6 +45,16 @@ impl Shelf {
                 self.lost.push(place);
             } else if self.extent(place).is_unlinked {
                 self.release(place);
+            }
+        }
+    }
+
+    /// The files of this fingerprint go. Where one cannot, there are its records yet.
+    pub(super) fn unlink_all(&mut self, fingerprint: Fingerprint) {
+        for at in 0..u16::try_from(self.extents.len()).unwrap_or(u16::MAX) {
+            let class = self.extents[usize::from(at)].as_ref().filter(|extent| !extent.is_unlinked).map(|of| of.class);
+            if class.is_some_and(|class| self.fingerprint(class) == fingerprint) {
+                self.unlink(at);
             }
         }
     }

@@ -95,6 +95,10 @@ impl Store for Shelf {
         self.erase_block(class, hash)
     }
 
+    fn disown(&mut self, fingerprint: Fingerprint) {
+        self.unlink_all(fingerprint);
+    }
+
     fn has_blocks(&self, class: ClassId) -> bool {
         self.extents.iter().flatten().any(|extent| extent.class == class && extent.taken_count > 0)
     }

@@ -28,7 +28,7 @@ use kvferry_memory::Region;
 use zerocopy::IntoBytes as _;
 use zerocopy::little_endian::{U32, U64};
 
-use self::classes::{Classes, Place};
+use self::classes::{Classes, Place, clear};
 use self::geometry::Geometry;
 pub use self::packing::Slot;
 use self::record::{Record, State};
@@ -225,6 +225,11 @@ impl Store for Arena {
             self.mark(place, State::Empty, 0);
         }
         gone
+    }
+
+    fn disown(&mut self, fingerprint: Fingerprint) {
+        let chunks = self.classes.in_use().filter(|&(_, class, _)| self.classes.fingerprint(class) == fingerprint);
+        chunks.for_each(|(chunk, _, _)| clear(&self.region, self.geometry, chunk));
     }
 
     fn has_blocks(&self, class: ClassId) -> bool {

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! poll_chore -> Chore::run on a thread of low priority -> handle_chore
-//! clear -> nobody finds it -> tidy, tidy, ... -> room, but for what is held -> nothing is any more -> tidy, tidy, ... -> room
+//! clear -> nobody finds it, nor the next daemon -> nothing is at it any more -> tidy, tidy, ... -> room
 //! ```
 //!
-//! Limits: one fit of each tier and one file of the disk are out at a time; a fingerprint is cleared once at a time, in one or
-//! two walks, however often that is asked for; [`tidy`](Tiers::tidy) takes some 0.1 ms. A chore
+//! Limits: one fit of each tier and one file of the disk are out at a time; a fingerprint is cleared once at a time,
+//! however often that is asked for; [`tidy`](Tiers::tidy) takes some 0.1 ms. A chore
 //! that never comes back costs what it was for: an old forecast serves on, blocks are not written to the disk.
 
 use std::sync::Arc;
@@ -55,16 +55,6 @@ pub(super) struct Clearing {
     fingerprint: Fingerprint,
     /// Which tier is looked through, and from where on.
     at: (Tier, usize),
-    pass: Pass,
-}
-
-/// What is held at first is looked for once more.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Pass {
-    /// At once, so that nothing waits to be found by the next daemon.
-    First { was_busy: bool },
-    /// Once nothing is held.
-    Last,
 }
 
 impl Tiers {
@@ -122,7 +112,12 @@ impl Tiers {
         }
         // Of one that is under way nothing was taken in meanwhile.
         if !self.is_to_be_cleared(fingerprint) {
-            self.clearing.push(Clearing { fingerprint, at: (Tier::Host, 0), pass: Pass::First { was_busy: false } });
+            // Whoever kills this daemon before all of it has gone does not bring it back.
+            self.host.store_mut().disown(fingerprint);
+            if let Some(disk) = &mut self.disk {
+                disk.store_mut().disown(fingerprint);
+            }
+            self.clearing.push(Clearing { fingerprint, at: (Tier::Host, 0) });
         }
         self.events.push_back(TierEvent::Cleared { fingerprint });
     }
@@ -135,15 +130,12 @@ impl Tiers {
         self.clearing.iter().any(|clearing| clearing.fingerprint == fingerprint)
     }
 
-    /// A piece of what is to be cleared. Nobody finds it meanwhile, and nothing of it is taken in.
+    /// A piece of what is to be cleared, and that nothing is at any more. Nobody finds it meanwhile, and nothing of it is taken
+    /// in.
     fn clear_some(&mut self) -> bool {
-        let goes_on = |clearing: &Clearing| clearing.pass != Pass::Last || !self.is_busy(clearing.fingerprint);
-        let Some(place) = self.clearing.iter().position(goes_on) else { return false };
-        let is_busy = self.is_busy(self.clearing[place].fingerprint);
-        let Clearing { fingerprint, at: (tier, from), pass } = &mut self.clearing[place];
-        if let Pass::First { was_busy } = pass {
-            *was_busy |= is_busy;
-        }
+        let is_quiet = |clearing: &Clearing| !self.is_busy(clearing.fingerprint);
+        let Some(place) = self.clearing.iter().position(is_quiet) else { return false };
+        let Clearing { fingerprint, at: (tier, from) } = &mut self.clearing[place];
         let next = match (*tier, &mut self.disk) {
             (Tier::Host, _) => self.host.clear_piece(*fingerprint, *from),
             (Tier::Disk, Some(disk)) => disk.clear_piece(*fingerprint, *from),
@@ -152,10 +144,6 @@ impl Tiers {
         match (next, *tier) {
             (Some(next), _) => *from = next,
             (None, Tier::Host) => (*tier, *from) = (Tier::Disk, 0),
-            (None, Tier::Disk) if *pass == (Pass::First { was_busy: true }) => {
-                (*tier, *from) = (Tier::Host, 0);
-                *pass = Pass::Last;
-            }
             (None, Tier::Disk) => {
                 let Clearing { fingerprint, .. } = self.clearing.swap_remove(place);
                 if let Some(disk) = &mut self.disk {
