@@ -101,6 +101,17 @@ pub trait Store {
     /// The block goes, and leaves its place to others. False: it is not stored, or held.
     fn remove(&mut self, class: ClassId, hash: &BlockHash) -> bool;
 
+    /// As [`remove`](Self::remove); and from now on the next daemon does not find it either, whatever becomes of this one: nor
+    /// one that is held, which this one keeps until it is removed. A store that keeps nothing for the next daemon has no more
+    /// to do than to remove.
+    fn erase(&mut self, class: ClassId, hash: &BlockHash) -> bool {
+        self.remove(class, hash)
+    }
+
+    /// From now on the next daemon finds nothing of this fingerprint, whatever becomes of this one, which keeps it until it is
+    /// removed. Nothing of it is to be sealed before all of it is: the next daemon may not find that either.
+    fn disown(&mut self, _fingerprint: Fingerprint) {}
+
     /// Blocks whose going gives a part of the store to this class: of those in which nothing is held or being filled, the
     /// least full. The last part of a class is left to it, unless this one has none and no other two. Where a class has none,
     /// and in every part something is held, a store may keep one for it: then these are the blocks of that part that may go,

@@ -65,6 +65,7 @@ pub(crate) fn hold_all(bench: &mut impl Bench) {
     what_is_sealed_is_found(bench);
     what_is_abandoned_is_room(bench);
     what_is_held_stays(bench);
+    what_is_erased_is_not_found_again(bench);
     of_two_of_one_name_the_first_stays(bench);
     full_is_an_answer_and_room_goes_from_class_to_class(bench);
     parents_come_first(bench);
@@ -115,6 +116,31 @@ fn what_is_held_stays(bench: &mut impl Bench) {
     assert!(!bench.store().unpin(&once) && !bench.store().remove(class, &hash(1)));
     assert!(bench.store().unpin(&twice) && bench.store().may_go(class, &hash(1)));
     assert!(bench.store().remove(class, &hash(1)));
+}
+
+fn what_is_erased_is_not_found_again(bench: &mut impl Bench) {
+    let one = class(bench, 0);
+    put(bench, one, 1, None).expect("a place");
+    put(bench, one, 2, Some(1)).expect("a place");
+    let held = bench.store().pin(one, &hash(1)).expect("there");
+    assert!(bench.store().erase(one, &hash(2)) && !bench.store().erase(one, &hash(2)));
+    assert!(!bench.store().erase(one, &hash(1)) && !bench.store().erase(one, &hash(1)), "it is held");
+    // This daemon has it until it goes.
+    let again = bench.store().pin(one, &hash(1)).expect("there");
+    assert_eq!(bench.body(&again), body(1, SIZES[0]));
+    assert_eq!((again.checksum(), bench.store().blocks()), (held.checksum(), 1));
+    assert!(!bench.store().unpin(&again));
+    drop((held, again));
+    bench.reopen();
+    let one = class(bench, 0);
+    assert_eq!((bench.store().blocks(), bench.store().contains(one, &hash(1))), (0, false));
+    put(bench, one, 1, None).expect("a place");
+    let held = bench.store().pin(one, &hash(1)).expect("there");
+    assert!(!bench.store().erase(one, &hash(1)) && bench.store().unpin(&held));
+    assert!(bench.store().remove(one, &hash(1)) && bench.store().blocks() == 0);
+    put(bench, one, 1, None).expect("a place");
+    assert!(holds(bench, one, 1) && bench.store().erase(one, &hash(1)), "a place as every other");
+    assert_eq!(bench.store().blocks(), 0);
 }
 
 fn of_two_of_one_name_the_first_stays(bench: &mut impl Bench) {

@@ -40,6 +40,11 @@ impl Left {
         Self::Room,
     ];
 
+    /// Whether it must not come back: others may be found again by the next daemon where its record could not be taken back.
+    const fn is_for_good(self) -> bool {
+        matches!(self, Self::Asked | Self::Cleared)
+    }
+
     /// One word, as metrics have it.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -79,9 +84,9 @@ impl Departures {
 }
 
 impl<S: Store> Cache<S> {
-    /// A block goes. False: it is not there, or held.
+    /// A block goes. False: it is not there, or held; if it goes for good, the next daemon does not find it all the same.
     pub fn remove(&mut self, class: ClassId, hash: &BlockHash, why: Left) -> bool {
-        let gone = self.store.remove(class, hash);
+        let gone = if why.is_for_good() { self.store.erase(class, hash) } else { self.store.remove(class, hash) };
         if gone {
             self.departures.count(why, 1);
             let number = self.numbers.get(&(class, *hash));

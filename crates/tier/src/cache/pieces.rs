@@ -1,10 +1,10 @@
 //! What takes long: bit by bit, or somebody else's.
 
-use kvferry_core::Time;
+use kvferry_core::{Fingerprint, Time};
 
 use super::{Cache, Left};
 use crate::eviction::{Fit, Fitted};
-use crate::store::{ClassId, Store};
+use crate::store::Store;
 
 /// Blocks that go in one piece of work: some 2 us each where a disk has to be told.
 const PIECE_BLOCKS: usize = 64;
@@ -12,22 +12,14 @@ const PIECE_BLOCKS: usize = 64;
 const PIECE_NAMES: usize = 1024;
 
 impl<S: Store> Cache<S> {
-    /// Nothing of this class is found any more, but for what is held or still being filled.
-    pub fn clear(&mut self, class: ClassId) {
-        let mut next = Some(0);
-        while let Some(from) = next {
-            next = self.clear_piece(class, from);
-        }
-    }
-
-    /// A short piece of [`clear`](Self::clear), from 0 on: where the next one begins. Nothing of the class is to be taken in
-    /// before the last one, else that may stay.
-    pub fn clear_piece(&mut self, class: ClassId, from: usize) -> Option<usize> {
+    /// Of all classes of this fingerprint, whoever stored them, a few blocks go, but for what is held or still being filled;
+    /// from 0 on: where the next piece begins. Nothing of it is to be taken in before the last one, else that may stay.
+    pub fn clear_piece(&mut self, fingerprint: Fingerprint, from: usize) -> Option<usize> {
         let mut left = PIECE_BLOCKS;
         let end = self.names.len().min(from + PIECE_NAMES);
         for number in from..end {
-            let Some((of, hash)) = self.names[number] else { continue };
-            if of == class && self.remove(of, &hash, Left::Cleared) {
+            let Some((class, hash)) = self.names[number] else { continue };
+            if self.store.fingerprint(class) == fingerprint && self.remove(class, &hash, Left::Cleared) {
                 left -= 1;
                 if left == 0 {
                     return Some(number + 1);

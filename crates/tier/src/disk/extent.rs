@@ -59,6 +59,8 @@ pub(super) struct Extent {
     sealed_count: u32,
     /// Blocks that somebody holds.
     pub(super) held_count: u32,
+    /// The directory has it no more: what it still holds is this daemon's alone.
+    pub(super) is_unlinked: bool,
 }
 
 impl File {
@@ -112,6 +114,7 @@ impl Extent {
             taken_count: 0,
             sealed_count: 0,
             held_count: 0,
+            is_unlinked: false,
         }
     }
 
@@ -165,9 +168,11 @@ impl Extent {
         &self.header
     }
 
-    /// The slot holds no block any more, here and on the disk.
-    pub(super) fn unseal(&mut self, slot: u32) -> Result<(), Errno> {
-        self.forget(slot);
+    /// The slot holds no block any more, for whoever reads the disk.
+    pub(super) fn unseal(&self, slot: u32) -> Result<(), Errno> {
+        if self.is_unlinked {
+            return Ok(());
+        }
         let generation = self.slots[slot as usize].generation;
         write_all(&self.records, self.header.empty(generation).as_bytes(), Cut::record(slot))
     }

@@ -75,7 +75,11 @@ impl Folder {
         rustix::fs::renameat(&self.fd, name, &self.fd, made)
     }
 
+    /// The file goes; one that has gone before is as good.
     pub(super) fn remove_extent(&self, number: u32) -> Result<(), Errno> {
-        rustix::fs::unlinkat(&self.fd, extent_name(number), AtFlags::empty())
+        match rustix::fs::unlinkat(&self.fd, extent_name(number), AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            done => done,
+        }
     }
 }

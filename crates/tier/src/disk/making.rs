@@ -185,6 +185,7 @@ impl Shelf {
         let extent = self.extents[place].take()?;
         let open = &mut self.classes[usize::from(extent.class.0)].open;
         open.retain(|&other| usize::from(other) != place);
+        self.lost.retain(|lost| usize::from(lost.extent) != place);
         self.directory.uncount(extent.room);
         Some(extent)
     }

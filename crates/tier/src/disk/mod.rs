@@ -19,6 +19,7 @@
 //! counted.
 
 mod directory;
+mod erasing;
 mod error;
 mod extent;
 mod folder;

@@ -33,6 +33,8 @@ pub struct Shelf {
     pub(super) random: RandomState,
     /// Blocks that may not go, and how often they are held.
     pub(super) pins: HashMap<Place, u32, RandomState>,
+    /// Places that stay taken until the next start, and whose records may say anything.
+    pub(super) lost: Vec<Place>,
     read_only: Option<ReadOnly>,
     /// Writes that failed since the last one that did not.
     failed_writes: u32,
@@ -105,6 +107,7 @@ impl Shelf {
             index: Tables::default(),
             random: RandomState::default(),
             pins: HashMap::default(),
+            lost: Vec::new(),
             read_only,
             failed_writes: 0,
             counts: Counts::default(),
@@ -246,10 +249,10 @@ impl Shelf {
     /// The place is free again.
     pub(super) fn release(&mut self, place: Place) {
         let extent = self.extent_mut(place);
-        let was_full = extent.is_full();
+        let is_open = extent.is_full() && !extent.is_unlinked;
         extent.give(place.slot);
         let class = extent.class;
-        if was_full {
+        if is_open {
             self.classes[usize::from(class.0)].open.push(place.extent);
         }
     }
@@ -265,21 +268,6 @@ impl Shelf {
         }
     }
 
-    /// The record of a place says nothing any more, or the place is not used again before the next start.
-    pub(super) fn clear(&mut self, place: Place) {
-        let is_read_only = self.read_only.is_some();
-        let extent = self.extent_mut(place);
-        if is_read_only {
-            extent.forget(place.slot);
-            self.counts.lost_places += 1;
-            return;
-        }
-        match extent.unseal(place.slot) {
-            Ok(()) => self.release(place),
-            Err(errno) => self.lose(DiskError::Io(errno)),
-        }
-    }
-
     /// Bytes or a record could not be written.
     pub(super) fn give_up(&mut self, place: Place, error: DiskError) {
         match error {
@@ -289,18 +277,25 @@ impl Shelf {
                 self.write_failed(error);
                 self.release(place);
             }
-            DiskError::Damaged | DiskError::Io(_) | DiskError::Short => self.lose(error),
+            DiskError::Damaged | DiskError::Io(_) | DiskError::Short => {
+                self.write_failed(error);
+                self.lose(place);
+            }
         }
     }
 
     /// Nobody knows what the disk has there: the place stays taken until the next start.
-    fn lose(&mut self, error: DiskError) {
+    pub(super) fn lose(&mut self, place: Place) {
         self.counts.lost_places += 1;
-        self.write_failed(error);
+        self.lost.push(place);
     }
 
     /// Makes the block one that is found.
     pub(super) fn write_record(&mut self, place: Place, record: &Record) -> Result<(), NotKept> {
+        if self.extent(place).is_unlinked {
+            self.release(place);
+            return Err(NotKept);
+        }
         match self.extent_mut(place).seal(place.slot, record) {
             Ok(()) => {
                 self.failed_writes = 0;
@@ -308,7 +303,8 @@ impl Shelf {
                 Ok(())
             }
             Err(errno) => {
-                self.lose(DiskError::Io(errno));
+                self.write_failed(DiskError::Io(errno));
+                self.lose(place);
                 Err(NotKept)
             }
         }
@@ -321,6 +317,17 @@ impl Shelf {
     pub(super) fn at(&self, place: Place) -> At {
         let extent = self.extent(place);
         At { file: Arc::clone(&extent.file), offset: extent.cut.body(place.slot), bytes: extent.cut.block_bytes }
+    }
+}
+
+#[cfg(test)]
+impl Shelf {
+    /// Records are written to these files from now on; without any, to a device that is full. Where they were written before.
+    pub(crate) fn write_records_to(&mut self, files: Vec<std::os::fd::OwnedFd>) -> Vec<std::os::fd::OwnedFd> {
+        let full = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/full").expect("a device");
+        let mut files = files.into_iter();
+        let extents = self.extents.iter_mut().flatten();
+        extents.map(|of| std::mem::replace(&mut of.records, files.next().unwrap_or_else(|| full().into()))).collect()
     }
 }
 

@@ -96,6 +96,14 @@ impl Store for Shelf {
         true
     }
 
+    fn erase(&mut self, class: ClassId, hash: &BlockHash) -> bool {
+        self.erase_block(class, hash)
+    }
+
+    fn disown(&mut self, fingerprint: Fingerprint) {
+        self.unlink_all(fingerprint);
+    }
+
     fn part_for(&mut self, class: ClassId) -> Vec<(ClassId, BlockHash)> {
         let mut counts = vec![0_u32; self.classes.len()];
         let count_of = |counts: &[u32], class: ClassId| counts[usize::from(class.0)];

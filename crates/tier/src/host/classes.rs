@@ -112,7 +112,7 @@ impl Classes {
         self.class(class).chunks > 0
     }
 
-    fn in_use(&self) -> impl Iterator<Item = Used> + '_ {
+    pub(super) fn in_use(&self) -> impl Iterator<Item = Used> + '_ {
         (0..).zip(&self.chunks).filter_map(|(chunk, Chunk { class, free, busy })| {
             let class = (*class)?;
             // A chunk has as many free places at most.

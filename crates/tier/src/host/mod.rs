@@ -28,7 +28,7 @@ use kvferry_memory::Region;
 use zerocopy::IntoBytes as _;
 use zerocopy::little_endian::{U32, U64};
 
-use self::classes::{Classes, Place, Used};
+use self::classes::{Classes, Place, Used, clear};
 use self::geometry::Geometry;
 pub use self::packing::Slot;
 use self::record::{Record, State};
@@ -45,6 +45,8 @@ pub struct Arena {
     index: Spread<(ClassId, BlockHash), Place>,
     /// Blocks that may not go, and how often they are held.
     pins: HashMap<Place, u32>,
+    /// What the records said of those that the next daemon is not to find.
+    erased: HashMap<Place, Record>,
     #[cfg(test)]
     pub(crate) records_read: std::cell::Cell<u64>,
 }
@@ -92,6 +94,7 @@ impl Arena {
     }
 
     fn release(&mut self, place: Place) {
+        self.erased.remove(&place);
         self.mark(place, State::Empty, 0);
         self.classes.give_place(&self.region, self.geometry, place);
     }
@@ -125,7 +128,8 @@ impl Arena {
     fn read(&self, place: Place) -> Option<Record> {
         #[cfg(test)]
         self.records_read.update(|count| count + 1);
-        recovery::read_record(&self.region, self.geometry, place.chunk, place.slot).ok().flatten()
+        let erased = self.erased.get(&place).copied();
+        erased.or_else(|| recovery::read_record(&self.region, self.geometry, place.chunk, place.slot).ok().flatten())
     }
 
     /// Where a block's record is.
@@ -253,6 +257,22 @@ impl Store for Arena {
         self.index.remove(&(class, *hash));
         self.release(place);
         true
+    }
+
+    fn erase(&mut self, class: ClassId, hash: &BlockHash) -> bool {
+        let gone = self.remove(class, hash);
+        let held = self.index.get(&(class, *hash)).copied();
+        // Who holds it may ask for it again.
+        if let Some((place, record)) = held.and_then(|place| Some((place, self.read(place)?))) {
+            self.erased.insert(place, record);
+            self.mark(place, State::Empty, 0);
+        }
+        gone
+    }
+
+    fn disown(&mut self, fingerprint: Fingerprint) {
+        let chunks = self.classes.in_use().filter(|used| self.classes.fingerprint(used.class) == fingerprint);
+        chunks.for_each(|used| clear(&self.region, self.geometry, used.chunk));
     }
 
     fn part_for(&mut self, class: ClassId) -> Vec<(ClassId, BlockHash)> {

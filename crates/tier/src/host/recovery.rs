@@ -71,6 +71,7 @@ impl Arena {
             pins: HashMap::new(),
             #[cfg(test)]
             records_read: std::cell::Cell::default(),
+            erased: HashMap::new(),
             region,
         };
         let recovered = match arena.check_header(kept) {

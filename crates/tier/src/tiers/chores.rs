@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! poll_chore -> Chore::run on a thread of low priority -> handle_chore
-//! clear -> nobody finds it -> nothing is at it any more -> tidy, tidy, ... -> room
+//! clear -> nobody finds it, nor the next daemon -> nothing is at it any more -> tidy, tidy, ... -> room
 //! ```
 //!
-//! Limits: one fit of each tier and one file of the disk are out at a time; [`tidy`](Tiers::tidy) takes some 0.1 ms. A chore
+//! Limits: one fit of each tier and one file of the disk are out at a time; a fingerprint is cleared once at a time,
+//! however often that is asked for; [`tidy`](Tiers::tidy) takes some 0.1 ms. A chore
 //! that never comes back costs what it was for: an old forecast serves on, blocks are not written to the disk.
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use kvferry_core::{Fingerprint, Time};
 use super::{Device, Kind, Tier, TierEvent, TierFailure, Tiers};
 use crate::disk::{Made, Making};
 use crate::eviction::{Fit, Fitted};
+use crate::store::Store as _;
 
 /// Chores that are out at a time, at most.
 pub const CHORES_MAX: usize = 3;
@@ -51,8 +53,7 @@ impl Chore {
 /// What is stored of a fingerprint is to be forgotten.
 pub(super) struct Clearing {
     fingerprint: Fingerprint,
-    kinds: Vec<Kind>,
-    /// Of the last kind: which tier is looked through, and from where on.
+    /// Which tier is looked through, and from where on.
     at: (Tier, usize),
 }
 
@@ -87,7 +88,7 @@ impl Tiers {
     }
 
     /// Nothing that is stored for the fingerprint of these devices, all of one engine, is found any more, nor what is being
-    /// stored now.
+    /// stored now; also of ranks that are not among them.
     pub fn clear(&mut self, now: Time, devices: &[Arc<Device>]) {
         let Some(fingerprint) = devices.first().map(|device| device.fingerprint()) else { return };
         let claims = self.claims.iter().filter(|(_, claim)| claim.fingerprint == fingerprint);
@@ -100,51 +101,68 @@ impl Tiers {
         for work in works {
             self.fail(now, work, TierFailure::Cleared);
         }
-        let names = devices.iter().flat_map(|device| (0..device.group_count()).map(move |group| (device, group)));
-        let kinds: Vec<_> =
-            names.collect::<Vec<_>>().into_iter().filter_map(|(d, group)| self.kind(d, group)).collect();
-        self.promotions.void(self.disk.as_mut(), &kinds);
-        self.demotions.void(&kinds);
-        self.clearing.push(Clearing { fingerprint, kinds, at: (Tier::Host, 0) });
+        let host = &self.host;
+        let is_of = |kind: &Kind| host.store().fingerprint(kind.host) == fingerprint;
+        self.promotions.void(self.disk.as_mut(), is_of);
+        self.demotions.void(|(kind, _)| is_of(kind));
+        self.put_down_check(fingerprint);
+        // Their classes, so that who watches is told of what goes.
+        for (device, group) in devices.iter().flat_map(|device| (0..device.group_count()).map(move |at| (device, at))) {
+            self.kind(device, group);
+        }
+        // Of one that is under way nothing was taken in meanwhile.
+        if !self.is_to_be_cleared(fingerprint) {
+            // Whoever kills this daemon before all of it has gone does not bring it back.
+            self.host.store_mut().disown(fingerprint);
+            if let Some(disk) = &mut self.disk {
+                disk.store_mut().disown(fingerprint);
+            }
+            self.clearing.push(Clearing { fingerprint, at: (Tier::Host, 0) });
+        }
         self.events.push_back(TierEvent::Cleared { fingerprint });
     }
 
     pub(super) fn is_clearing(&self, device: &Device) -> bool {
-        self.clearing.iter().any(|clearing| clearing.fingerprint == device.fingerprint())
+        self.is_to_be_cleared(device.fingerprint())
+    }
+
+    pub(super) fn is_to_be_cleared(&self, fingerprint: Fingerprint) -> bool {
+        self.clearing.iter().any(|clearing| clearing.fingerprint == fingerprint)
     }
 
     /// A piece of what is to be cleared, and that nothing is at any more. Nobody finds it meanwhile, and nothing of it is taken
     /// in.
     fn clear_some(&mut self) -> bool {
-        let Some(place) = self.clearing.iter().position(|clearing| !self.is_busy(clearing)) else { return false };
-        let Clearing { kinds, at: (tier, from), .. } = &mut self.clearing[place];
-        let Some(kind) = kinds.last() else {
-            self.clearing.swap_remove(place);
-            self.drop_doomed();
-            return !self.clearing.is_empty();
-        };
-        let next = match (*tier, &mut self.disk, kind.disk) {
-            (Tier::Host, _, _) => self.host.clear_piece(kind.host, *from),
-            (Tier::Disk, Some(disk), Some(class)) => disk.clear_piece(class, *from),
-            (Tier::Disk, _, _) => None,
+        let is_quiet = |clearing: &Clearing| !self.is_busy(clearing.fingerprint);
+        let Some(place) = self.clearing.iter().position(is_quiet) else { return false };
+        let Clearing { fingerprint, at: (tier, from) } = &mut self.clearing[place];
+        let next = match (*tier, &mut self.disk) {
+            (Tier::Host, _) => self.host.clear_piece(*fingerprint, *from),
+            (Tier::Disk, Some(disk)) => disk.clear_piece(*fingerprint, *from),
+            (Tier::Disk, None) => None,
         };
         match (next, *tier) {
             (Some(next), _) => *from = next,
             (None, Tier::Host) => (*tier, *from) = (Tier::Disk, 0),
             (None, Tier::Disk) => {
-                kinds.pop();
-                (*tier, *from) = (Tier::Host, 0);
+                let Clearing { fingerprint, .. } = self.clearing.swap_remove(place);
+                if let Some(disk) = &mut self.disk {
+                    disk.store_mut().erase_lost(|of| of == fingerprint);
+                }
+                self.drop_doomed();
+                return !self.clearing.is_empty();
             }
         }
         true
     }
 
-    fn is_busy(&self, clearing: &Clearing) -> bool {
-        let is_of = |device: &Device| device.fingerprint() == clearing.fingerprint;
-        self.loads.values().any(|load| is_of(&load.device))
-            || self.stores.values().any(|store| is_of(&store.device))
-            || self.promotions.is_busy(&clearing.kinds)
-            || self.demotions.is_busy(&clearing.kinds)
-            || self.verifying.is_busy(&clearing.kinds)
+    /// Whether something holds what is to be cleared, or is about to bring more of it.
+    fn is_busy(&self, fingerprint: Fingerprint) -> bool {
+        let is_kind = |kind: &Kind| self.host.store().fingerprint(kind.host) == fingerprint;
+        self.loads.values().any(|load| load.device.fingerprint() == fingerprint)
+            || self.stores.values().any(|store| store.device.fingerprint() == fingerprint)
+            || self.promotions.has(|kind, _| is_kind(kind))
+            || self.demotions.has(is_kind)
+            || self.verifying.has(|tier, class| self.fingerprint(tier, class) == Some(fingerprint))
     }
 }

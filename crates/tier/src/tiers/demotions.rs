@@ -49,18 +49,13 @@ impl Demotions {
         }
     }
 
-    /// Whether something of these kinds is at the disk.
-    pub(super) fn is_busy(&self, kinds: &[Kind]) -> bool {
-        self.writing.values().any(|writing| kinds.contains(&writing.name.0))
+    /// Whether something of such a kind is at the disk.
+    pub(super) fn has(&self, is_of: impl Fn(&Kind) -> bool) -> bool {
+        self.writing.values().any(|writing| is_of(&writing.name.0))
     }
 
-    /// What is on its way of these kinds is to be forgotten.
-    pub(super) fn void(&mut self, kinds: &[Kind]) {
-        self.void_those(|(kind, _)| kinds.contains(kind));
-    }
-
-    /// As [`void`](Self::void), of such blocks.
-    pub(super) fn void_those(&mut self, is_of: impl Fn(&Name) -> bool) {
+    /// What is on its way of such blocks is to be forgotten.
+    pub(super) fn void(&mut self, is_of: impl Fn(&Name) -> bool) {
         self.turns.retain(|(name, _)| !is_of(name));
         self.wanted.retain(|name| !is_of(name));
         self.writing.values_mut().for_each(|writing| writing.is_void |= is_of(&writing.name));

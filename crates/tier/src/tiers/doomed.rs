@@ -1,4 +1,5 @@
-//! Blocks that go once nobody holds them. Nobody finds them meanwhile; who holds them loads them all the same.
+//! Blocks that go once nobody holds them. Nobody finds them meanwhile, nor the next daemon what is to go for good; who holds
+//! them loads them all the same.
 
 use std::collections::HashMap;
 

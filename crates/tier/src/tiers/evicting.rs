@@ -42,7 +42,7 @@ impl Tiers {
     pub(super) fn begin_eviction(&mut self, progress: SweepProgress, filter: SweepFilter) {
         let Self { demotions, host, .. } = self;
         if filter.is_in(Tier::Disk) {
-            demotions.void_those(|(kind, hash)| {
+            demotions.void(|(kind, hash)| {
                 let tenant = host.owner(kind.host, hash).unwrap_or_default();
                 filter.fits(host.store().fingerprint(kind.host), tenant)
             });
@@ -135,5 +135,8 @@ impl Tiers {
             && self.promotions.has(|kind, tenant| filter.fits(host.store().fingerprint(kind.host), tenant));
         let goes = filter.is_in(Tier::Disk) && self.demotions.has_void();
         run.progress.is_over = !comes && !goes;
+        if let Some(disk) = self.disk.as_mut().filter(|_| run.progress.is_over && filter.is_in(Tier::Disk)) {
+            disk.store_mut().erase_lost(|of| filter.names(of));
+        }
     }
 }

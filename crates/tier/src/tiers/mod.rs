@@ -29,11 +29,12 @@ mod stores;
 mod sweeps;
 mod verifying;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use kvferry_core::layout::Layout;
 use kvferry_core::{Fingerprint, Time, WorkId};
 
@@ -277,7 +278,10 @@ impl Tiers {
     fn tell_changes(&mut self) {
         let disk = self.disk.as_mut().map(Cache::take_changes).unwrap_or_default();
         for (tier, changes) in [(Tier::Host, self.host.take_changes()), (Tier::Disk, disk)] {
-            for Change { class, hash, is_there } in changes {
+            // The last word on each: an event has what came before what went.
+            let mut said: HashSet<_, RandomState> = HashSet::default();
+            let last = changes.into_iter().rev().filter(|of| said.insert((of.class, of.hash)));
+            for Change { class, hash, is_there } in last.collect::<Vec<_>>().into_iter().rev() {
                 // Of another rank, or of an engine that was here before this daemon.
                 let Some(&(of, group)) = self.owners.get(&(tier, class)) else { continue };
                 let goes_on = |event: &TierEvent| matches!(event, TierEvent::Changed { fingerprint, tier: at, .. } if (*fingerprint, *at) == (of, tier));
@@ -286,8 +290,6 @@ impl Tiers {
                     self.events.push_back(TierEvent::Changed { fingerprint: of, tier, stored, removed });
                 }
                 if let Some(TierEvent::Changed { stored, removed, .. }) = self.events.back_mut() {
-                    // What came and went in one breath has gone.
-                    stored.retain(|&named| is_there || named != (group, hash));
                     if is_there { stored } else { removed }.push((group, hash));
                 }
             }

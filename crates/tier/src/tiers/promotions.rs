@@ -163,20 +163,15 @@ impl Promotions {
         self.reading.len()
     }
 
-    /// Whether something of these kinds is on its way.
-    pub(super) fn is_busy(&self, kinds: &[Kind]) -> bool {
-        self.open.keys().any(|(kind, _)| kinds.contains(kind))
-    }
-
     /// Whether something of such a kind and tenant is on its way.
     pub(super) fn has(&self, is_of: impl Fn(&Kind, Tenant) -> bool) -> bool {
         self.open.iter().any(|((kind, _), promotion)| is_of(kind, promotion.tenant))
     }
 
-    /// What is on its way of these kinds is to be forgotten.
-    pub(super) fn void(&mut self, mut disk: Option<&mut Cache<Shelf>>, kinds: &[Kind]) {
+    /// What is on its way of such kinds is to be forgotten.
+    pub(super) fn void(&mut self, mut disk: Option<&mut Cache<Shelf>>, is_of: impl Fn(&Kind) -> bool) {
         let of = self.open.extract_if(|(kind, _), promotion| {
-            promotion.is_void |= kinds.contains(kind);
+            promotion.is_void |= is_of(kind);
             promotion.is_void && matches!(promotion.state, State::Waiting(_))
         });
         for (_, promotion) in of {

@@ -80,8 +80,11 @@ impl SweepFilter {
     /// Whether such a block is meant, in a tier that is.
     #[must_use]
     pub fn fits(&self, fingerprint: Fingerprint, tenant: Tenant) -> bool {
-        (self.fingerprints.is_empty() || self.fingerprints.contains(&fingerprint))
-            && self.tenant.is_none_or(|of| of == tenant)
+        self.names(fingerprint) && self.tenant.is_none_or(|of| of == tenant)
+    }
+
+    pub(super) fn names(&self, fingerprint: Fingerprint) -> bool {
+        self.fingerprints.is_empty() || self.fingerprints.contains(&fingerprint)
     }
 
     pub(super) fn total(&self, tier: Tier, holdings: &[Holding]) -> SweepCount {

@@ -9,9 +9,11 @@ use crate::cache::CacheLimits;
 use crate::disk::{self, Mover};
 use crate::store::{BlockHash, Tenant};
 
+mod clearing;
 mod refused;
 mod room;
 mod sweeping;
+mod watching;
 mod with_disk;
 
 const BLOCKS: u32 = 64;
@@ -416,27 +418,4 @@ fn loads_take_turns() {
     })
     .collect();
     assert_eq!(order, [long, short, long, long, long]);
-}
-
-#[test]
-fn who_watches_hears_what_comes_and_goes() {
-    let mut node = Node::new();
-    let (engine, other_rank) = (device(0, 1), device(1, 1));
-    node.keep(at(0), &engine, None, &[(1, 0), (2, 1)]);
-    node.keep(at(0), &other_rank, None, &[(1, 0)]);
-    node.tiers.clear(at(1), &[Arc::clone(&engine)]);
-    node.run(at(1));
-    let changed = |stored: &[u8], removed: &[u8]| TierEvent::Changed {
-        fingerprint: engine.fingerprint(),
-        tier: Tier::Host,
-        stored: stored.iter().map(|&number| (0, hash(number))).collect(),
-        removed: removed.iter().map(|&number| (0, hash(number))).collect(),
-    };
-    let mut changes = std::mem::take(&mut node.changes);
-    for change in &mut changes {
-        if let TierEvent::Changed { removed, .. } = change {
-            removed.sort_unstable();
-        }
-    }
-    assert_eq!(changes, [changed(&[1, 2], &[]), changed(&[], &[1, 2])]);
 }

@@ -4,21 +4,22 @@
 //! host memory: poll_check -> [copying thread] -> handle_checked       disk: poll_disk -> [disk thread] -> handle_disk
 //! ```
 //!
-//! A block that is read is held, so that its place stays its own. Limits: [`CHECK_BYTES`] of host memory at a time,
-//! [`READS_MAX`] reads at the disk, one while engines read there too; a read needs memory for one block.
+//! A block that is read is held, so that its place stays its own; none is read that is being cleared. Limits:
+//! [`CHECK_BYTES`] of host memory at a time, [`READS_MAX`] reads at the disk, one while engines read there too; a read needs
+//! memory for one block.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use kvferry_core::WorkId;
+use kvferry_core::{Fingerprint, WorkId};
 use kvferry_memory::{Meter, Region};
 
 use super::sweeps::LOOKS;
-use super::{DiskJob, Kind, SweepCount, SweepFilter, SweepProgress, Tier, Tiers};
+use super::{DiskJob, SweepCount, SweepFilter, SweepProgress, Tier, Tiers};
 use crate::cache::{Left, Stored, Walk};
 use crate::disk::{self, DiskError, Span};
 use crate::host;
-use crate::store::{BlockHash, ClassId, Held as _};
+use crate::store::{BlockHash, ClassId, Held as _, Store as _};
 
 /// Bytes of host memory that are summed in one job: a fifth of a millisecond. In tests blocks are longer than one.
 pub(super) const CHECK_BYTES: u64 = if cfg!(test) { 50_000 } else { 2 << 20 };
@@ -141,13 +142,12 @@ impl Verifying {
         }
     }
 
-    /// Whether a block of these kinds is held.
-    pub(super) fn is_busy(&self, kinds: &[Kind]) -> bool {
+    /// Whether a block of such a class is held.
+    pub(super) fn has(&self, is_of: impl Fn(Tier, ClassId) -> bool) -> bool {
         let begun = self.running().and_then(|run| run.begun.as_ref());
         let mut host = self.summing.values().flatten().chain(begun).map(|of| of.class);
         let mut disk = self.reading.values().map(|of| of.class);
-        host.any(|class| kinds.iter().any(|kind| kind.host == class))
-            || disk.any(|class| kinds.iter().any(|kind| kind.disk == Some(class)))
+        host.any(|class| is_of(Tier::Host, class)) || disk.any(|class| is_of(Tier::Disk, class))
     }
 
     /// Memory for one block.
@@ -224,8 +224,18 @@ impl Tiers {
 
     fn is_to_be_read(&self, tier: Tier, Stored { class, hash, tenant }: Stored) -> bool {
         let fits = self.verifying.running().zip(self.fingerprint(tier, class));
-        fits.is_some_and(|(run, fingerprint)| run.filter.fits(fingerprint, tenant))
-            && !self.doomed.contains(tier, class, &hash)
+        let is_meant = |(run, of): (&Run, Fingerprint)| run.filter.fits(of, tenant) && !self.is_to_be_cleared(of);
+        fits.is_some_and(is_meant) && !self.doomed.contains(tier, class, &hash)
+    }
+
+    /// A block of this fingerprint of which a part is summed is held no longer, and not counted.
+    pub(super) fn put_down_check(&mut self, fingerprint: Fingerprint) {
+        let Some(run) = self.verifying.running_mut() else { return };
+        let host = self.host.store();
+        if let Some(begun) = run.begun.take_if(|begun| host.fingerprint(begun.class) == fingerprint) {
+            self.host.unpin(&begun.block);
+            self.drop_doomed();
+        }
     }
 
     /// Bytes of host memory were summed.
@@ -241,7 +251,8 @@ impl Tiers {
                 continue;
             };
             (of.done, of.sum) = (of.done + length, sum);
-            let run = self.verifying.running_mut().filter(|run| run.progress.work == of.work);
+            let goes = self.fingerprint(Tier::Host, of.class).is_some_and(|of| self.is_to_be_cleared(of));
+            let run = self.verifying.running_mut().filter(|run| run.progress.work == of.work && !goes);
             match run {
                 Some(run) if of.done < of.block.bytes => run.begun = Some(of),
                 None if of.done < of.block.bytes => {

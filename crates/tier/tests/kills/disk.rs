@@ -30,6 +30,8 @@ struct World {
     memory: Arc<Region>,
     /// Spans of `memory` that no operation has.
     free: Vec<u64>,
+    /// Erased while they were held.
+    held: Vec<(u64, Block)>,
 }
 
 impl victim::World for World {
@@ -45,7 +47,8 @@ impl victim::World for World {
         let classes = [0_u8, 1]
             .map(|kind| shelf.class(Fingerprint([9; 32]), u32::from(kind), SIZES[usize::from(kind)]).expect("a class"));
         let mover = Mover::open(SETTINGS).expect("a way to the disk");
-        Self { shelf, mover, classes, journal, memory, free: (0..4).map(|place| place * SLOT_BYTES).collect() }
+        let free = (0..4).map(|place| place * SLOT_BYTES).collect();
+        Self { shelf, mover, classes, journal, memory, free, held: Vec::new() }
     }
 
     fn check(&mut self) -> u64 {
@@ -64,9 +67,17 @@ impl victim::World for World {
     fn step(&mut self, random: &mut fastrand::Rng) {
         let block = random.u64(0..BLOCKS);
         let class = class(&self.classes, block);
-        if self.shelf.contains(class, &hash(block)) {
+        if let Some(place) = self.held.iter().position(|(of, _)| *of == block) {
+            let (_, held) = self.held.swap_remove(place);
+            assert!(self.shelf.unpin(&held) && self.shelf.remove(class, &hash(block)));
+        } else if self.shelf.contains(class, &hash(block)) {
             self.journal.say(block, Word::Going);
-            assert!(self.shelf.remove(class, &hash(block)));
+            if random.u32(0..4) == 0 {
+                self.held.push((block, self.shelf.pin(class, &hash(block)).expect("there")));
+                assert!(!self.shelf.erase(class, &hash(block)));
+            } else {
+                assert!(self.shelf.remove(class, &hash(block)));
+            }
             self.journal.say(block, Word::Gone);
         } else if self.journal.of(block) == Word::Gone
             && let Some(offset) = self.free.pop()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kvferry_core::Fingerprint;
 use kvferry_memory::Meter;
-use kvferry_tier::host::Arena;
+use kvferry_tier::host::{Arena, Block};
 use kvferry_tier::{ClassId, Store as _, Tenant};
 
 use crate::journal::{Journal, Word, body, check_body, hash};
@@ -20,6 +20,8 @@ struct World {
     arena: Arena,
     class: ClassId,
     journal: Journal,
+    /// Erased while they were held.
+    held: Vec<(u64, Block)>,
 }
 
 impl victim::World for World {
@@ -29,11 +31,11 @@ impl victim::World for World {
         assert_eq!(recovery.damaged, 0);
         let journal = Journal::open(&folder.join("journal"), BLOCKS);
         let class = arena.class(Fingerprint([9; 32]), 0, BLOCK_BYTES).expect("a class");
-        Self { arena, class, journal }
+        Self { arena, class, journal, held: Vec::new() }
     }
 
     fn check(&mut self) -> u64 {
-        let Self { arena, class, journal } = self;
+        let Self { arena, class, journal, .. } = self;
         let there = journal.check(|block| {
             let Some(found) = arena.pin(*class, &hash(block)) else { return false };
             let mut bytes = vec![0; usize::try_from(found.bytes).expect("small")];
@@ -48,9 +50,17 @@ impl victim::World for World {
 
     fn step(&mut self, random: &mut fastrand::Rng) {
         let block = random.u64(0..BLOCKS);
-        if self.arena.contains(self.class, &hash(block)) {
+        if let Some(place) = self.held.iter().position(|(of, _)| *of == block) {
+            let (_, held) = self.held.swap_remove(place);
+            assert!(self.arena.unpin(&held) && self.arena.remove(self.class, &hash(block)));
+        } else if self.arena.contains(self.class, &hash(block)) {
             self.journal.say(block, Word::Going);
-            assert!(self.arena.remove(self.class, &hash(block)));
+            if random.u32(0..4) == 0 {
+                self.held.push((block, self.arena.pin(self.class, &hash(block)).expect("there")));
+                assert!(!self.arena.erase(self.class, &hash(block)));
+            } else {
+                assert!(self.arena.remove(self.class, &hash(block)));
+            }
             self.journal.say(block, Word::Gone);
         } else if let Ok(filling) = self.arena.reserve(self.class, hash(block), Tenant(0)) {
             self.journal.say(block, Word::Filling);

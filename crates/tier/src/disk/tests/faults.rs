@@ -123,13 +123,13 @@ fn a_write_that_fails_costs_its_place_and_the_fourth_in_a_row_all_writing() {
     assert!(said.to_string().starts_with("4 writes in a row failed, the last one with: the disk failed"), "{said}");
     assert_eq!(world.shelf().reserve(class, hash(9), Default::default()).expect_err("no"), Refused::ReadOnly);
     assert_eq!((world.shelf().counts().failed_writes, world.shelf().counts().lost_places), (7, 7));
-    // What is there is read, and can be forgotten; the next daemon has it again, as it was.
+    // What is there is read, and can be forgotten, also by the next daemon.
     assert!(world.holds(class, 100) && world.holds(class, 101));
     assert!(world.shelf().remove(class, &hash(100)) && !world.shelf().contains(class, &hash(100)));
     world.reopen();
     let class = world.class(1, 5000);
-    assert_eq!((world.shelf().blocks(), world.shelf().read_only()), (2, None));
-    assert!(world.holds(class, 100) && world.holds(class, 101));
+    assert_eq!((world.shelf().blocks(), world.shelf().read_only()), (1, None));
+    assert!(!world.holds(class, 100) && world.holds(class, 101));
     assert_eq!(world.put(class, 0), Ok(()), "another try");
 }
 
@@ -211,6 +211,64 @@ fn a_record_that_cannot_be_written_is_no_block() {
     let class = world.class(1, 5000);
     assert_eq!((world.shelf().blocks(), world.recovery.damaged_records), (count + 1, 0));
     assert!(world.holds(class, 1), "it is what it was: nobody wrote to its place");
+}
+
+#[test]
+fn what_is_erased_stays_gone_where_its_record_cannot_be_written() {
+    for is_read_only in [false, true] {
+        let (mut world, faults) = faulty();
+        let class = world.class(1, 5000);
+        world.put(class, 0).expect("room");
+        let of_first = u64::from(world.shelf().extents[0].as_ref().expect("the first").cut.slots);
+        let all = of_first + 5;
+        (1..all).for_each(|number| world.put(class, number).expect("room"));
+        for number in (all..all + 4).filter(|_| is_read_only) {
+            fails(&faults, Errno::IO);
+            put_in_vain(&mut world, class, number);
+        }
+        assert_eq!((world.shelf().read_only().is_some(), extents(&world.path()).len()), (is_read_only, 2));
+        let files = world.shelf().write_records_to(Vec::new());
+        let held = world.shelf().pin(class, &hash(4)).expect("there");
+        assert!(world.shelf().erase(class, &hash(3)) && !world.shelf().contains(class, &hash(3)));
+        assert!(!world.shelf().erase(class, &hash(4)) && world.shelf().unpin(&held));
+        // This daemon goes on reading the others of that file.
+        assert_eq!(extents(&world.path()).len(), 1);
+        assert!((4..all).all(|number| world.holds(class, number)));
+        drop(held);
+        world.shelf().write_records_to(files);
+        let there = (of_first..all).chain((!is_read_only).then_some(1000));
+        assert_eq!(world.put(class, 1000).is_ok(), !is_read_only, "in a file that stays");
+        // What goes from it leaves room in the end, as from any other.
+        assert!((4..of_first).all(|number| world.shelf().remove(class, &hash(number))));
+        assert!((0..3).all(|number| world.shelf().remove(class, &hash(number))));
+        assert_eq!(world.shelf().extents[0].as_ref().map(|extent| extent.taken_count), Some(0));
+        world.reopen();
+        let class = world.class(1, 5000);
+        assert_eq!(world.shelf().blocks(), there.clone().count());
+        assert!(there.into_iter().all(|number| world.holds(class, number)));
+    }
+}
+
+#[test]
+fn what_is_in_a_lost_place_can_be_erased() {
+    for is_mended in [false, true] {
+        let mut world = World::new(LIMITS, SETTINGS);
+        let class = world.class(1, 5000);
+        (1..4).for_each(|number| world.put(class, number).expect("room"));
+        let files = world.shelf().write_records_to(Vec::new());
+        assert!(world.shelf().remove(class, &hash(1)));
+        if is_mended {
+            world.shelf().write_records_to(files);
+        }
+        world.shelf().erase_lost(|of| of != Fingerprint([1; 32]));
+        assert_eq!((world.shelf().lost.len(), extents(&world.path()).len()), (1, 1));
+        world.shelf().erase_lost(|of| of == Fingerprint([1; 32]));
+        assert!(world.shelf().lost.is_empty() && world.holds(class, 2));
+        world.reopen();
+        let class = world.class(1, 5000);
+        assert_eq!(world.shelf().blocks(), if is_mended { 2 } else { 0 });
+        assert!(!world.holds(class, 1));
+    }
 }
 
 /// Runs one of the tests below in a mount namespace of its own, where a folder is what `mount` makes of it.

@@ -4,13 +4,13 @@ use super::verifying::CHECK_BYTES;
 use super::*;
 use crate::cache::Left;
 
-fn everything() -> SweepFilter {
+pub(super) fn everything() -> SweepFilter {
     SweepFilter::default()
 }
 
 impl Node {
     /// Begins a sweep, and carries it to its end.
-    fn sweep(&mut self, sweep: Sweep, filter: SweepFilter) -> SweepProgress {
+    pub(super) fn sweep(&mut self, sweep: Sweep, filter: SweepFilter) -> SweepProgress {
         let work = self.begin(sweep, filter);
         self.carry_on();
         let progress = self.tiers.sweeps(sweep).expect("begun");
@@ -18,14 +18,14 @@ impl Node {
         progress
     }
 
-    fn begin(&mut self, sweep: Sweep, filter: SweepFilter) -> WorkId {
+    pub(super) fn begin(&mut self, sweep: Sweep, filter: SweepFilter) -> WorkId {
         let work = self.work();
         self.tiers.sweep(work, sweep, filter);
         work
     }
 
     /// What the daemon's threads do until there is nothing left.
-    fn carry_on(&mut self) {
+    pub(super) fn carry_on(&mut self) {
         loop {
             self.tiers.slice();
             let job = self.tiers.poll_check();
@@ -57,7 +57,7 @@ fn held(node: &Node) -> Vec<(Tier, u64, u64, u64)> {
 }
 
 /// Blocks 1 and 2 in both tiers, and 3 in host memory.
-fn full() -> (Node, Arc<Device>) {
+pub(super) fn full() -> (Node, Arc<Device>) {
     let mut node = Node::with_disk();
     let engine = device(0, 1);
     node.keep(at(0), &engine, None, &[(1, 10), (2, 3), (3, 60)]);
@@ -221,8 +221,8 @@ fn a_damaged_block_that_is_held_goes_when_it_is_let_go() {
     assert_eq!((node.tiers.host().blocks(), node.left(Left::Damaged)), (2, (1, 0)));
 }
 
-#[test]
-fn a_large_block_is_summed_in_parts() {
+/// Twenty blocks in host memory, each of which takes more than one job to sum.
+pub(super) fn with_large_blocks() -> Node {
     let mut node = Node::new();
     let class = node.tiers.host.class(Fingerprint([9; 32]), 0, 1 << 16).expect("a class");
     for number in 1..=20_u8 {
@@ -232,6 +232,12 @@ fn a_large_block_is_summed_in_parts() {
         let sum = region.crc32c(0, filling.offset, 1 << 16).expect("inside");
         node.tiers.host.seal(filling, sum, None);
     }
+    node
+}
+
+#[test]
+fn a_large_block_is_summed_in_parts() {
+    let mut node = with_large_blocks();
     node.begin(Sweep::Verify, everything());
     let mut jobs = 0;
     while let Some(job) = node.tiers.poll_check() {

@@ -213,3 +213,45 @@ fn a_block_of_the_disk_is_judged_by_its_own_tenant_while_a_tenants_blocks_leave_
         assert_eq!((held, node.tiers.host().blocks()), (found, 1), "tenant {tenant} leaves");
     }
 }
+
+#[test]
+fn clearing_reaches_all_ranks_whoever_of_them_is_attached() {
+    let mut node = Node::with_disk();
+    let (zero, one) = (device(0, 1), device(1, 2));
+    for (now, is_restarted) in [(1, false), (2, true)] {
+        node.keep(at(now), &zero, None, &[(1, 0)]);
+        assert_eq!(node.keep(at(now), &one, None, &[(1, 0)]), 1, "what new weights made is not taken for the old");
+        let (claim, held) = node.lookup(at(now), &[&zero, &one], &[hash(1)]);
+        node.tiers.forget(claim);
+        node.run(at(now));
+        assert_eq!((held, node.on_disk()), (1, 2));
+        if is_restarted {
+            // Nobody has asked the next daemon for these yet.
+            node.restart_without_memory();
+        }
+        node.tiers.clear(at(now), &[Arc::clone(&zero)]);
+        node.run(at(now));
+        assert_eq!((node.tiers.host().blocks(), node.on_disk()), (0, 0));
+    }
+}
+
+#[test]
+fn clearing_again_what_is_being_cleared_is_no_more_work() {
+    let (zero, one) = (device(0, 1), device(1, 2));
+    let many: Vec<(u8, u32)> = (1..=200).map(|number| (number, u32::from(number) % BLOCKS)).collect();
+    let pieces = |times: usize, devices: &[Arc<Device>]| {
+        let mut node = Node::with_disk();
+        node.keep(at(0), &zero, None, &many);
+        node.keep(at(0), &one, None, &many);
+        (0..times).for_each(|_| node.tiers.clear(at(1), devices));
+        let pieces = std::iter::from_fn(|| node.tiers.tidy(at(1)).then_some(())).count();
+        assert_eq!(node.tiers.host().blocks(), 0);
+        let events = node.run(at(1));
+        assert_eq!(events, vec![TierEvent::Cleared { fingerprint: zero.fingerprint() }; times], "each has its answer");
+        pieces
+    };
+    let ranks = [Arc::clone(&zero), Arc::clone(&one)];
+    let once = pieces(1, &ranks[..1]);
+    assert!(once > 6, "64 at a time: {once}");
+    assert_eq!((pieces(1, &ranks), pieces(20, &ranks)), (once, once));
+}
