@@ -268,9 +268,10 @@ class SchedulerClient(Client, Protocol):
         ...
 
     def clear(self) -> None:
-        """Nothing stored so far is to be found any more by engines of this fingerprint. Fire and forget.
+        """Nothing stored so far is found by lookups from now on, for engines of this fingerprint. Fire and forget.
 
-        Later lookups of this connection see it, and stores that are not committed are dropped.
+        What is not committed is dropped. The client tells each daemon that it connects to, until one has answered a
+        lookup behind that; while a daemon is at it, lookups fail.
         """
         ...
 

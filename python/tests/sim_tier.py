@@ -1,7 +1,9 @@
 """The tiers of a daemon in sim_world.py: they keep the promises that the connector builds on and no others.
 
 A store is copied half a block at a time, whenever; what it read is found once every rank has committed. A claim keeps
-blocks unless it is broken, as by the daemon's time limit. Answers come late, and in the order of the requests.
+blocks unless it is broken, as by the daemon's time limit. Answers come late, and in the order of the requests. A daemon
+that has just started answers no lookup before all ranks are there, and clears nothing before; it clears bit by bit, and
+what it has not come to is there again after the next start. Clients tell it again until a lookup has been answered.
 
 What is checked on the way: what a rank vouches for is what the hash says, whole; nobody writes to a block that vLLM has
 given to another request; nothing from before a clearing is found by a lookup behind it.
@@ -20,6 +22,10 @@ class Tier:
     def __init__(self, node, world):
         self.node, self.world = node, world
         self.exists = world.rng.random() < 0.85
+        # All ranks of the engine have attached.
+        self.is_attached = True
+        # It was told to clear, and has not begun; it has, and entries are left.
+        self.owes_clear = self.is_clearing = False
         # By group and hash: each rank's content.
         self.entries = {}
         # By key: the entries that a load may read.
@@ -31,13 +37,18 @@ class Tier:
 
     def turn(self):
         rng = self.world.rng
+        if self.node.up and not self.is_attached and rng.random() < 0.2:
+            self.is_attached = True
+            self.begin_clear()
+        if self.is_clearing:
+            self.clear_some()
         while self.lookups and rng.random() < 0.8:
             self.lookups.pop(0).answer(self)
         for store in list(self.stores):
             store.turn(self)
         for load in list(self.loads):
             load.turn(self)
-        if self.entries and rng.random() < 0.1:
+        if self.entries and not self.is_clearing and rng.random() < 0.1:
             self.evict(rng.choice(sorted(self.entries)))
         if self.claims and rng.random() < self.world.faults * 0.02:
             del self.claims[rng.choice(sorted(self.claims))]
@@ -51,6 +62,28 @@ class Tier:
         for client in self.node.clients:
             if client.rank is None and self.node.up:
                 client.events.append(TierChanged(self.world.rng.choice(["host", "disk"]), stored, removed))
+
+    def clear(self):
+        # Behind what was asked before.
+        while self.lookups:
+            self.lookups.pop(0).answer(self)
+        self.owes_clear = True
+        self.begin_clear()
+
+    def begin_clear(self):
+        if not self.owes_clear or not self.is_attached:
+            return
+        self.owes_clear, self.is_clearing = False, True
+        self.claims.clear()
+        self.copied.clear()
+        for store in self.stores:
+            store.dropped = True
+
+    def clear_some(self):
+        for _ in range(self.world.rng.randint(0, 3)):
+            if self.entries:
+                del self.entries[self.world.rng.choice(sorted(self.entries))]
+        self.is_clearing = bool(self.entries)
 
     def commit(self, client, store):
         for group_index, block_hash, content in store.read:
@@ -79,6 +112,7 @@ class Tier:
             load.until = until
         self.lookups, self.stores, self.copied = [], [], {}
         self.claims.clear()
+        self.is_attached = self.owes_clear = self.is_clearing = False
         if self.world.rng.random() < 0.5:
             self.entries.clear()
 
@@ -99,6 +133,9 @@ class Lookup:
         if rng.random() < tier.world.faults * 0.03:
             self.fail("busy")
             return
+        if not tier.is_attached or tier.is_clearing:
+            self.fail("cleared" if tier.is_attached else "engine")
+            return
         held, claim = [], set()
         for index, hashes in enumerate(self.groups):
             names = [(index, block_hash) for block_hash in hashes]
@@ -111,6 +148,8 @@ class Lookup:
         on_disk = tuple(rng.randint(0, count) for count in held)
         tier.claims[self.key] = claim
         tier.found += bool(claim)
+        if self.client.cleared is not None and self.client.cleared < self.key:
+            self.client.cleared = None
         self.client.events.append(Found(self.key, self.request_id, tuple(held), on_disk, None))
 
 
@@ -214,16 +253,13 @@ class TierCalls:
             self.node.tier.claims.pop(key, None)
 
     def clear(self):
-        if self.node.up:
-            tier = self.node.tier
-            # Behind what was asked before.
-            while tier.lookups:
-                tier.lookups.pop(0).answer(tier)
-            tier.entries.clear()
-            tier.claims.clear()
-            tier.copied.clear()
-            for store in tier.stores:
-                store.dropped = True
+        # As the native client has it: lookups with a higher key are behind the order.
+        self.cleared = self.world.number()
+        self.tell_cleared()
+
+    def tell_cleared(self):
+        if self.node.up and self.cleared is not None:
+            self.node.tier.clear()
 
     def load(self, request_id, claim, groups, deadline_ms):
         load = Load(self, self.world.number(), request_id, claim, groups, self.node.tier)
@@ -237,6 +273,8 @@ class TierCalls:
         store = Store(self, self.world.number(), request_id, groups, tenant)
         if not self.node.up:
             store.fail(DAEMON_GONE)
+        elif self.node.tier.is_clearing:
+            store.fail("cleared")
         elif self.world.rng.random() >= self.world.faults * 0.01:
             self.node.tier.stores.append(store)
         return store.key

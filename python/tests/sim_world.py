@@ -70,6 +70,7 @@ class Node:
             self.epoch += 1
             for client in self.clients:
                 client.events.append(Connected(self.epoch))
+                client.tell_cleared()
 
 
 class Client(TierCalls):
@@ -77,6 +78,8 @@ class Client(TierCalls):
 
     def __init__(self, node, engine, rank):
         self.node, self.engine, self.rank, self.world, self.events = node, engine, rank, node.world, []
+        # The last order to clear, while nothing shows that it was carried out.
+        self.cleared = None
 
     def is_connected(self):
         return self.node.up

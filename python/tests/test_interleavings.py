@@ -97,6 +97,10 @@ def test_new_weights_find_nothing_old(seed):
         if rng.random() < 0.1:
             engine.change_weights()
         turn(world, [engine], rng.choice([0.001, 0.01]))
+        if rng.random() < 0.01:
+            node.lose(killed=rng.random() < 0.5)
+        elif rng.random() < 0.2:
+            node.restart()
     settle(world, [engine])
     assert engine.weights > 0
     assert node.tier.committed > 20

@@ -11,7 +11,7 @@ from kvferry.vllm.complaints import Complaints  # noqa: E402
 from kvferry.vllm.tier.chains import Chains, group_of  # noqa: E402
 from kvferry.vllm.tier.jobs import Job, Jobs  # noqa: E402
 from kvferry.vllm.tier.loading import LoadPart, Loads  # noqa: E402
-from kvferry.vllm.tier.questions import ANSWER_SECONDS, QUESTIONS_MAX, Answer, Questions  # noqa: E402
+from kvferry.vllm.tier.questions import ANSWER_SECONDS, PAUSE_SECONDS, QUESTIONS_MAX, Answer, Questions  # noqa: E402
 from kvferry.vllm.tier.staging import GONE_SECONDS, Staging  # noqa: E402
 from kvferry.vllm.tier.storing import StorePiece, Stores  # noqa: E402
 
@@ -246,20 +246,33 @@ def test_too_many_questions_wait_for_those_before(rig):
     assert len(rig.client.lookups) == QUESTIONS_MAX + 1
 
 
-def test_a_clear_is_repeated_until_a_lookup_behind_it_is_answered(rig):
+@pytest.mark.parametrize("failure", ["cleared", "engine", DAEMON_GONE])
+def test_an_order_to_clear_is_not_repeated_whatever_is_answered(rig, failure):
+    """The client sees to it that every daemon hears of it; another order would take what was stored since."""
     rig.ask(1)
     rig.found(1)
     rig.questions.clear()
+    for request in "abc":
+        assert rig.ask(1, request=request) is Answer.UNKNOWN, "asked again, after it was cleared"
+        rig.found(0, failure)
+        assert rig.ask(1, request=request) is Answer.NOT_HELD
+        rig.questions.heard(Disconnected())
+        rig.questions.heard(Connected(8))
+    assert rig.ask(1, request="d") is Answer.UNKNOWN
+    rig.found(1)
+    assert rig.ask(1, request="d") is Answer.HELD
     assert rig.client.cleared == 1
-    assert rig.ask(1) is Answer.UNKNOWN
-    assert rig.client.cleared == 2
-    rig.found(0, failure=DAEMON_GONE)
-    rig.questions.heard(Disconnected())
-    assert rig.ask(1) is Answer.UNKNOWN
-    assert rig.client.cleared == 3
-    rig.found(0)
-    rig.ask(2)
-    assert rig.client.cleared == 3
+
+
+def test_an_order_that_the_client_did_not_take_is_given_again_before_anything_is_asked(rig):
+    rig.client.errors["clear"] = RuntimeError("closed")
+    rig.questions.clear()
+    assert rig.ask(1) is Answer.NOT_HELD
+    assert not rig.client.lookups
+    del rig.client.errors["clear"]
+    rig.now += PAUSE_SECONDS
+    assert rig.ask(1, request="s") is Answer.UNKNOWN
+    assert (rig.client.cleared, len(rig.client.lookups)) == (1, 1)
 
 
 def test_an_answer_nobody_asked_for(rig):

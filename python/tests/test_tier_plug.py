@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import pathlib
+import time
 
 import native_paths
 import pytest
@@ -277,6 +278,28 @@ def test_a_reset_clears_what_the_daemon_keeps(start):
     engine.store(keys)
     engine.evict()
     assert other.look(keys) == 3
+
+
+def test_a_reset_clears_once_however_long_that_takes(start):
+    """The daemon clears in pieces, and is not done when the first lookup behind the order comes."""
+    chunks = 512
+    crowd, engine = start(model="crowd", chunks=chunks), start(groups=8)
+    # What is known of others is looked through, too.
+    for number in range(8):
+        crowd.store(keys_of(f"crowd {number}", chunks))
+    keys = keys_of("a", 3)
+    engine.store(keys)
+    client, told = engine.tier._scheduler, []
+    order = client.clear
+    client.clear = lambda: told.append(order())
+    engine.offloading.reset_cache()
+    assert engine.look(keys) == 0
+    ends_at = time.monotonic() + 20
+    while engine.look(keys) < 3:
+        assert time.monotonic() < ends_at, "never found again"
+        engine.store(keys)
+        engine.evict()
+    assert len(told) == 1
 
 
 def test_a_reset_reaches_a_daemon_that_was_away(node, start):

@@ -240,29 +240,43 @@ def test_a_cleared_cache_holds_and_keeps_nothing_until_the_workers_agree():
     rig.side.workers_said(None)
     assert rig.ask(named(request_id="y")) == (0, False)
     rig.side.workers_said(ClearedReport().aggregate(ClearedReport()))
-    # In front of the first lookup the daemon is told again: steps under way may have stored something meanwhile.
+    # The daemon is told again before anything is stored: steps under way may have stored something meanwhile.
+    assert rig.client.cleared == 2
     assert rig.ask(named(request_id="z")) == (None, False)
     assert rig.client.cleared == 2
     # A request that ran when the cache was cleared keeps nothing.
     assert rig.step(output({"r": 96}, {"r": 1}, tables)).stores == []
 
 
-def test_a_clearing_is_repeated_until_the_daemon_answers_behind_it():
+@pytest.mark.parametrize("failure", ["cleared", "engine", DAEMON_GONE, NO_TIER])
+def test_an_order_to_clear_is_not_repeated_whatever_is_answered(failure):
+    """The client sees to it that every daemon hears of it; another order would take what was stored since."""
     rig = Rig()
     rig.side.reset_cache()
     rig.step()
     rig.side.workers_said(ClearedReport())
-    rig.ask(named(request_id="a"))
-    rig.client.found(100, failure=DAEMON_GONE)
+    for name in "ab":
+        rig.ask(named(request_id=name))
+        rig.client.found(max(rig.client.lookups), failure=failure)
+        assert rig.ask(named(request_id=name)) == (0, False)
+        rig.client.events += [Disconnected(), Connected(8)]
+        rig.step()
+    assert rig.matched(named(request_id="c"), 4) == (64, True)
+    assert rig.client.cleared == 2
+
+
+def test_an_order_that_the_client_did_not_take_is_given_again_before_anything_is_asked():
+    rig = Rig()
+    rig.client.errors["clear"] = RuntimeError("closed")
+    rig.side.reset_cache()
     rig.step()
-    rig.ask(named(request_id="b"))
-    assert rig.client.cleared == 3
-    # One at a time: there is nothing to find yet.
-    assert rig.ask(named(request_id="c")) == (0, False)
-    rig.answer(0)
-    rig.step()
-    rig.ask(named(request_id="d"))
-    assert rig.client.cleared == 3
+    rig.side.workers_said(ClearedReport())
+    assert rig.ask(named(request_id="a")) == (0, False)
+    assert not rig.client.lookups
+    del rig.client.errors["clear"]
+    rig.clock.now += lookups.PAUSE_SECONDS
+    assert rig.ask(named(request_id="b")) == (None, False)
+    assert (rig.client.cleared, len(rig.client.lookups)) == (1, 1)
 
 
 def test_changes_are_told_once_by_group():

@@ -83,6 +83,7 @@ impl Hub {
             engine = engine_id, rank = rank.0, epoch = epoch.0, %fingerprint,
             bytes = layout.region_bytes(), blocks = layout.block_count(), "engine attached"
         );
+        self.pay_clears_of(&engine_id);
         Ok(from_daemon::Body::Attached(v1::Attached { epoch: epoch.0 }))
     }
 

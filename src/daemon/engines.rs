@@ -23,6 +23,8 @@ pub(crate) struct Session {
     pub(crate) ring: Option<Completions>,
     /// It wants to hear what comes into the tiers and leaves them.
     pub(crate) watches: bool,
+    /// It has ordered to clear the tiers, which could not be passed on yet.
+    pub(crate) owes_clear: bool,
     /// Set once it has attached as a worker.
     pub(crate) rank: Option<Rank>,
 }

@@ -218,6 +218,7 @@ impl Hub {
                     outbox,
                     ring: None,
                     watches: false,
+                    owes_clear: false,
                     rank: None,
                 };
                 self.engines.sessions.insert(session, open);

@@ -159,6 +159,7 @@ impl Daemon {
                         tiers,
                         host.copy_threads,
                         tier::thread::COMMANDS_PER_WORK * (works_max + tier::operator::OPERATORS_MAX)
+                            + tier::CLAIMS_PER_WORK * works_max
                             + limits.sessions_max,
                         &scheduling,
                         tier_events,

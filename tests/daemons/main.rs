@@ -4,6 +4,7 @@ mod admin;
 mod bits;
 mod cache;
 mod churn;
+mod clears;
 mod client;
 mod congestion;
 mod engines;

@@ -128,6 +128,7 @@ impl Scene {
             for driver in &mut drivers {
                 driver.drain(&mut ledger);
                 driver.engine.wait_attached_again();
+                driver.settle_clearing(&mut ledger);
             }
             there = self.check(&mut drivers, &mut ledger, &mut dice);
             caps.check();

@@ -265,6 +265,8 @@ impl Client {
         state.asked.insert(key, asked);
         if state.stream.is_none() {
             state.fail(key, "daemon_gone");
+        } else if matches!(body, to_daemon::Body::Lookup(_)) && state.clearing.is_untold() {
+            return state.fail(key, "cleared");
         }
         // When it is lost on the way, losing the connection answers it.
         if self.send(state, key, body).is_err() {
@@ -277,6 +279,16 @@ impl Client {
         let state = self.shared.state();
         // Nothing so short is too long for a frame.
         let _ = self.send(state, self.id(), body);
+    }
+
+    /// Orders to clear the tiers. Where there is no daemon, the next one hears of it.
+    pub(crate) fn order_clear(&self) {
+        let mut state = self.shared.state();
+        // Not drawn before the lock is held: lookups with a higher one come after the order.
+        let id = self.id();
+        state.clearing.order(id);
+        // Nothing so short is too long for a frame.
+        let _ = self.send(state, id, to_daemon::Body::Clear(v1::Clear {}));
     }
 
     pub(crate) fn id(&self) -> u64 {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kvferry_proto::v1::{self, from_daemon, to_daemon};
 
 use crate::asked::{self, Asked};
+use crate::clearing::Clearing;
 use crate::client::ClientConfig;
 use crate::event::Event;
 use crate::frame;
@@ -54,6 +55,8 @@ pub(crate) struct State {
     pub(crate) asked: HashMap<u64, Asked>,
     /// Sent by nobody's call, as soon as there is room.
     owed: VecDeque<v1::ToDaemon>,
+    /// Orders to clear the tiers, that outlive connections.
+    pub(crate) clearing: Clearing,
     /// Every daemon is told to tell what its tiers do.
     pub(crate) watches: bool,
     pub(crate) stopped: bool,
@@ -86,8 +89,10 @@ impl State {
             Some(hop) => hop.send(stream, message),
             None => frame::write(stream, message, None).map(|()| Sent::Done),
         };
-        if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::InvalidInput) {
-            Shared::drop_connection(self);
+        match &sent {
+            Ok(Sent::Done) => self.clearing.sent(message),
+            Err(error) if error.kind() != io::ErrorKind::InvalidInput => Shared::drop_connection(self),
+            Ok(Sent::Full) | Err(_) => {}
         }
         sent
     }
@@ -110,6 +115,9 @@ impl State {
 
     fn handle(&mut self, daemon_epoch: u64, message: v1::FromDaemon) {
         let Some(body) = message.body else { return };
+        if let from_daemon::Body::Found(found) = &body {
+            self.clearing.found(found);
+        }
         match body {
             from_daemon::Body::TransferDone(_)
             | from_daemon::Body::Found(_)
@@ -222,6 +230,12 @@ impl Shared {
             state.stream = Some(Arc::clone(&stream));
             state.hop = hop;
             state.tell_connection(Event::Connected { daemon_epoch });
+            if let Some(order) = state.clearing.owed()
+                && !matches!(state.send(&order), Ok(Sent::Done))
+            {
+                // Rings that nothing went through yet have room for it.
+                Self::drop_connection(&state);
+            }
             if state.watches {
                 state.owed.push_back(v1::ToDaemon { id: 0, body: Some(to_daemon::Body::Watch(v1::Watch {})) });
                 state.drain();
@@ -322,6 +336,7 @@ impl Shared {
         state.drain();
         state.stream = None;
         state.owed.clear();
+        state.clearing.lost();
         let sleeper = state.hop.take().map(|hop| hop.sleeper());
         state.daemon_epoch = None;
         state.calls.clear();

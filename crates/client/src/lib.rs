@@ -18,6 +18,7 @@
 #![deny(unsafe_code)]
 
 mod asked;
+mod clearing;
 mod client;
 mod connection;
 mod event;

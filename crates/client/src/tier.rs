@@ -23,9 +23,11 @@ impl Client {
         self.tell(to_daemon::Body::Forget(v1::Forget { key }));
     }
 
-    /// Nothing stored so far may be found any more by engines of this one's fingerprint: its weights have changed.
+    /// Nothing stored so far may be found any more by engines of this one's fingerprint: its weights have changed. Each next
+    /// daemon is told again before it is asked for anything, until one has answered a lookup behind that. A lookup that comes
+    /// while a daemon is at it fails with `cleared`.
     pub fn clear(&self) {
-        self.tell(to_daemon::Body::Clear(v1::Clear {}));
+        self.order_clear();
     }
 
     /// Wants [`crate::Event::TierChanged`] from now on, from every daemon. Some are dropped where nobody polls.

@@ -10,6 +10,9 @@ Each lookup that finds something leaves a claim with the daemon, which ends in a
 time limit ends the rest. An answer that does not come within the reply timeout is taken for "nothing", and the
 daemon is left alone for a while.
 
+Clearing is ordered once: the client tells every daemon, and has a lookup fail until one has carried it out. Such a
+lookup is answered "nothing".
+
 A load that failed is not tried again before the request has computed something, however often vLLM asks.
 """
 
@@ -21,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kvferry.client import DAEMON_GONE, NO_TIER, Connected, Disconnected, Found, SchedulerClient
+from kvferry.client import NO_TIER, Connected, Disconnected, Found, SchedulerClient
 from kvferry.vllm.complaints import Complaints, logger
 from kvferry.vllm.groups import GroupShape
 from kvferry.vllm.hashes import BlockNames
@@ -82,9 +85,8 @@ class Lookups:
         self._paused_until = 0.0
         # Set while a cleared cache may still be written to by a step under way.
         self.suspended = False
-        # A clearing that the daemon may not have heard of, and the lookup whose answer will show that it has.
+        # An order to clear that the client has not taken.
         self._clear_owed = False
-        self._clear_witness: int | None = None
 
     @property
     def is_paused(self) -> bool:
@@ -99,7 +101,7 @@ class Lookups:
             self.drop(request_id)
             lookup = None
         if lookup is None:
-            if request_id in self._tried or self.suspended or self.is_paused or self._clear_witness is not None:
+            if request_id in self._tried or self.suspended or self.is_paused:
                 return 0
             if getattr(request, "skip_reading_prefix_cache", False) or request.num_tokens <= self.step_tokens:
                 return 0
@@ -115,7 +117,6 @@ class Lookups:
                 return None
             self._complaints.warn("lookup", "kvferry: no answer about %s in time, nothing is loaded", request_id)
             lookup.claim = self._nothing()
-            self._no_witness(lookup.key)
             # Once is enough: the next requests do not wait for a daemon that hangs.
             self._paused_until = max(self._paused_until, self._clock() + PAUSE_SECONDS)
         return self._usable(request, lookup.claim)
@@ -136,15 +137,12 @@ class Lookups:
     def _ask(self, request: Any) -> _Lookup | None:
         request_id = request.request_id
         try:
-            if self._clear_owed:
-                self._client.clear()
+            self._order_clear()
             key = self._client.lookup(request_id, self._names.of_all(request))
         except Exception as error:
             self._paused_until = self._clock() + PAUSE_SECONDS
             self._complaints.warn("lookup", "kvferry: failed to ask what is kept of %s: %r", request_id, error)
             return None
-        if self._clear_owed:
-            self._clear_witness = key
         lookup = _Lookup(key, self._clock())
         self._lookups[request_id] = lookup
         return lookup
@@ -160,20 +158,20 @@ class Lookups:
             for lookup in self._lookups.values():
                 lookup.claim = lookup.claim and self._nothing()
 
-    def owe_clear(self) -> None:
-        """The daemon is being told to clear, and is told again until it has answered a lookup behind that."""
+    def clear(self) -> None:
+        """Nothing stored so far may be found by any lookup from now on."""
         self._clear_owed = True
-        self._clear_witness = None
+        try:
+            self._order_clear()
+        except Exception as error:
+            self._complaints.warn("clear", "kvferry: failed to clear the tiers, tries again: %r", error)
 
-    def _no_witness(self, key: int) -> None:
-        if key == self._clear_witness:
-            self._clear_witness = None
+    def _order_clear(self) -> None:
+        if self._clear_owed:
+            self._client.clear()
+            self._clear_owed = False
 
     def _found(self, found: Found) -> None:
-        if found.key == self._clear_witness:
-            # Orders and answers of one connection keep their order.
-            self._clear_owed = found.failure == DAEMON_GONE
-            self._clear_witness = None
         if found.failure == NO_TIER:
             logger.info("kvferry: the daemon keeps no blocks; prompts come from other engines alone")
             self._paused_until = math.inf
@@ -210,8 +208,6 @@ class Lookups:
     def drop(self, request_id: str) -> None:
         """Nothing will be loaded by what was asked so far."""
         lookup = self._lookups.pop(request_id, None)
-        if lookup is not None:
-            self._no_witness(lookup.key)
         # One without an answer is forgotten when its answer comes.
         if lookup is not None and lookup.claim is not None and lookup.claim.key:
             self._forget(lookup.claim.key)

@@ -8,8 +8,7 @@
 
 Clearing has to reach three places. The daemon forgets what was committed (``client.clear``). Steps under way may still
 commit blocks of before, so the next step's metadata tells the workers to drop theirs; until all have said that they
-did, nothing is looked up or stored. Then the daemon is told once more, in front of the first lookup, and again in front
-of others until one of them has been answered: a connection may break with the order on its way.
+did, nothing is looked up or stored. Then the daemon is told once more, before anything is looked up or stored again.
 """
 
 from __future__ import annotations
@@ -43,7 +42,6 @@ class Tiers:
     ) -> None:
         self._client = client
         self._groups = groups
-        self._complaints = complaints
         self._is_on = hash_block_size is not None and bool(groups)
         self._names = BlockNames(groups, hash_block_size or 1)
         self._lookups = Lookups(client, groups, self._names, reply_timeout_ms, complaints, clock)
@@ -142,20 +140,14 @@ class Tiers:
         self._orders.clear()
         self._last.clear()
         self._clears = True
-        self._send_clear()
+        self._lookups.clear()
 
     def workers_cleared(self) -> None:
         """All ranks have dropped what was not committed when a step told them to."""
         self._clearing_steps -= 1
         if self._clearing_steps <= 0 and not self._clears:
+            self._lookups.clear()
             self._lookups.suspended = False
-
-    def _send_clear(self) -> None:
-        self._lookups.owe_clear()
-        try:
-            self._client.clear()
-        except Exception as error:
-            self._complaints.warn("clear", "kvferry: failed to clear the tiers, tries again: %r", error)
 
     # -- events ---------------------------------------------------------------------------------------------------
 

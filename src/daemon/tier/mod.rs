@@ -6,6 +6,7 @@
 //!
 //! The hub parses and names; [`Tiers`](kvferry_tier::tiers::Tiers) decides, on a thread of its own ([`thread`]).
 
+mod clearing;
 mod disk;
 pub(crate) mod metrics;
 mod opening;
@@ -14,8 +15,7 @@ pub(crate) mod thread;
 
 pub(crate) use self::opening::open;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ use super::hub::Hub;
 
 /// What a lookup, a load or a store is answered where there are no tiers.
 const NO_TIER: &str = "no_tier";
+/// Claims that the hub knows: of lookups that are open, and as many that the tiers keep.
+pub(crate) const CLAIMS_PER_WORK: usize = 2;
 /// Bytes of a tenant's name.
 const TENANT_LENGTH_MAX: usize = 64;
 
@@ -41,8 +43,8 @@ pub(crate) struct Tiering {
     by_key: HashMap<(SessionId, u64), WorkId>,
     /// What lookups of an engine's scheduler found and hold, by engine and key.
     claims: HashMap<(String, u64), Claim>,
-    /// Clears that the tiers have not heard of; true where another one came meanwhile.
-    clearing: HashMap<Fingerprint, bool>,
+    /// Clears on their way to the tiers, and who ordered another one meanwhile. See [`clearing`].
+    clearing: HashMap<Fingerprint, BTreeSet<SessionId>>,
     pub(crate) operators: Operators,
 }
 
@@ -99,6 +101,13 @@ impl Hub {
         let devices = workers.map(|worker| worker.device.clone().ok_or("layout")).collect::<Result<_, _>>()?;
         let groups: Vec<Vec<BlockHash>> = groups;
         self.metrics.tier.asked(groups.iter().map(Vec::len).sum());
+        if !self.pay_clear(session) {
+            return Err(TierFailure::Cleared.word());
+        }
+        let claims_max = CLAIMS_PER_WORK * self.config.tier_works_max();
+        if self.tiering.as_ref().is_some_and(|tiering| tiering.claims.len() >= claims_max) {
+            return Err(TierFailure::Limit.word());
+        }
         let work = self.ask_tier(session, lookup.key, engine_id.clone())?;
         let Some(tiering) = &mut self.tiering else { return Err(NO_TIER) };
         tiering.claims.insert((engine_id, lookup.key), Claim { work, is_forgotten: false });
@@ -117,25 +126,6 @@ impl Hub {
         if let Some(claim) = claim {
             claim.is_forgotten = true;
             tiering.handle.send(TierCommand::Forget(claim.work));
-        }
-    }
-
-    /// What the engine's fingerprint has stored is worth nothing any more.
-    pub(super) fn clear_tiers(&mut self, session: SessionId) {
-        let Some(open) = self.engines.sessions.get(&session) else { return };
-        let engine = self.engines.engines.get(&open.engine_id);
-        let workers = engine.into_iter().flat_map(|engine| engine.workers.values());
-        let devices: Vec<_> = workers.filter_map(|worker| worker.device.clone()).collect();
-        if let (Some(tiering), Some(device)) = (&mut self.tiering, devices.first()) {
-            let fingerprint = device.fingerprint();
-            tracing::info!(engine = open.engine_id, %fingerprint, "forgets what is stored of this fingerprint");
-            match tiering.clearing.entry(fingerprint) {
-                Entry::Occupied(mut under_way) => *under_way.get_mut() = true,
-                Entry::Vacant(vacant) => {
-                    vacant.insert(false);
-                    tiering.handle.send(TierCommand::Clear(devices));
-                }
-            }
         }
     }
 
@@ -244,16 +234,7 @@ impl Hub {
             TierEvent::Changed { fingerprint, tier, stored, removed } => {
                 self.tell_watchers(fingerprint, &changed(tier, &stored, &removed));
             }
-            TierEvent::Cleared { fingerprint } => {
-                let again = self.tiering.as_mut().and_then(|tiering| tiering.clearing.remove(&fingerprint));
-                let workers = self.engines.engines.values().flat_map(|engine| engine.workers.values());
-                let of = workers.filter(|worker| worker.fingerprint == fingerprint);
-                let devices: Vec<_> = of.filter_map(|worker| worker.device.clone()).collect();
-                if let (Some(true), Some(tiering), false) = (again, &mut self.tiering, devices.is_empty()) {
-                    tiering.clearing.insert(fingerprint, false);
-                    tiering.handle.send(TierCommand::Clear(devices));
-                }
-            }
+            TierEvent::Cleared { fingerprint } => self.handle_cleared(fingerprint),
             TierEvent::Listed { work, holdings } => self.tell_list(work, &holdings),
             TierEvent::Loaded { work, result } => {
                 self.metrics.tier.loaded(result);

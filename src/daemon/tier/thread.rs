@@ -7,11 +7,13 @@
 //!                                    \-> TierEvent -> hub
 //! ```
 //!
-//! The hub never waits for the inbox: it has room for all that may be open ([`COMMANDS_PER_WORK`]), for a Clear of each
-//! session's fingerprint, and for the jobs that are out. Engines wait for loads, and nobody for a store: one thread of the
-//! normal class carries those out, whatever class the others are in, and sums what is only looked at; chores have another
-//! of that class. While a sweep goes on, the thread takes a slice of it every [`SLICE_PAUSE`]: it is real-time where that is
-//! allowed, and must not keep a core busy. Shutdown: no new jobs, those that are out are waited for.
+//! The hub never waits for the inbox: it has room for all that may be open ([`COMMANDS_PER_WORK`]), for a Forget of
+//! each claim that was answered, for a Clear of each session's fingerprint, and for the jobs that are out. Processes
+//! that come and go faster than it is emptied may fill it all the same: what cannot be heard is refused, and a Clear is
+//! owed. Engines wait for loads, and nobody for a store: one thread of the normal class carries those out, whatever
+//! class the others are in, and sums what is only looked at; chores have another of that class. While a sweep goes on,
+//! the thread takes a slice of it every [`SLICE_PAUSE`]: it is real-time where that is allowed, and must not keep a
+//! core busy. Shutdown: no new jobs, those that are out are waited for.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -127,6 +129,13 @@ impl TierHandle {
             tracing::error!("the tiers do not keep up: a command was dropped");
         }
         sent
+    }
+
+    /// Without threads: commands stay until the other end is asked to take one, which says whether there was one.
+    #[cfg(test)]
+    pub(super) fn unheard(room: usize) -> (Self, impl Fn() -> bool) {
+        let (inbox, messages) = sync_channel(room);
+        (Self { inbox, inventory: Arc::default(), bytes: 0 }, move || messages.try_recv().is_ok())
     }
 
     pub(crate) fn inventory(&self) -> Inventory {

@@ -87,11 +87,22 @@ pub(crate) struct EngineOptions {
     pub(crate) model: &'static str,
     /// Whose blocks it stores.
     pub(crate) tenant: &'static str,
+    /// Which of how many ranks this one is. Each has a scheduler of its own.
+    pub(crate) rank: u32,
+    pub(crate) rank_count: u32,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { shape: Shape::SMALL, order: "LBHNC", fingerprint: [7; 32], model: "a model", tenant: "tenant" }
+        Self {
+            shape: Shape::SMALL,
+            order: "LBHNC",
+            fingerprint: [7; 32],
+            model: "a model",
+            tenant: "tenant",
+            rank: 0,
+            rank_count: 1,
+        }
     }
 }
 
@@ -124,14 +135,14 @@ impl StandInEngine {
     }
 
     pub(crate) fn attach_at(socket: PathBuf, name: &str, options: EngineOptions) -> Self {
-        let EngineOptions { shape, order, fingerprint, .. } = options;
+        let EngineOptions { shape, order, fingerprint, rank, rank_count, .. } = options;
         let fd: OwnedFd = kvferry_memory::create("kvferry-test", shape.bytes()).expect("create a memfd");
         let region =
             Region::map(fd.try_clone().expect("duplicate the memfd"), shape.bytes(), &Meter::new()).expect("map");
         let worker = client(socket.clone(), name, Role::Worker);
         let layout = shape.layout(order);
         let (region_fd, model) = (Arc::new(fd), options.model.to_owned());
-        worker.attach(AttachSpec { rank: 0, rank_count: 1, fingerprint, layout, region: region_fd, model });
+        worker.attach(AttachSpec { rank, rank_count, fingerprint, layout, region: region_fd, model });
         let scheduler = client(socket, name, Role::Scheduler);
         assert!(worker.wait_connected(PATIENCE) && scheduler.wait_connected(PATIENCE), "no connection");
         let daemon_epoch = worker.daemon_epoch();

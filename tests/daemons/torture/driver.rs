@@ -46,7 +46,7 @@ enum Clearing {
     No,
     /// Once nothing is under way.
     Soon,
-    /// A lookup on its heels tells when it has happened.
+    /// A lookup on its heels tells when it has happened; where the daemon is gone, one that the next daemon answers.
     Sent,
 }
 
@@ -156,8 +156,8 @@ impl Driver {
                     self.clearing = Clearing::No;
                     self.count("cleared", None);
                 }
-                Some("cleared") => self.look_up(names, true),
-                Some(_) => self.clearing = Clearing::No,
+                Some("daemon_gone") => {}
+                Some(_) => self.look_up(names, true),
             }
             return;
         }
@@ -230,7 +230,25 @@ impl Driver {
                 (self.lookups.is_empty() && self.works.is_empty()).then_some(())
             },
         );
-        self.clearing = Clearing::No;
+        if self.clearing == Clearing::Soon {
+            self.clearing = Clearing::No;
+        }
+    }
+
+    /// The next daemon is there: what the last one was told to clear is gone before anything is found.
+    pub(super) fn settle_clearing(&mut self, ledger: &mut Ledger) {
+        if self.clearing != Clearing::Sent {
+            return;
+        }
+        self.look_up(names(self.kind, 0, 0..1), true);
+        let name = self.engine.name.clone();
+        wait(
+            || format!("what {name} has cleared to be gone"),
+            || {
+                self.hear(ledger);
+                (self.clearing == Clearing::No).then_some(())
+            },
+        );
     }
 
     /// Looks a whole chain up and loads what is there; what is not there is gone. How many blocks there are.

@@ -14,8 +14,9 @@ An answer that does not come within the reply timeout is taken for "nothing", an
 ``ANSWER_SECONDS``, before the daemon's time limit ends its claim. A chunk whose load failed is not asked about again
 for the same request, however often vLLM asks: it would wait for ever.
 
-``clear`` may not reach a daemon that is away. Until one has answered a lookup behind it, each lookup has the order to
-clear before it, on the same connection, so that nothing from before can be found.
+Clearing is ordered once: the client tells every daemon, and has a lookup fail until one has carried it out. Such a
+lookup is answered "nothing". An order before each lookup would take what was stored since, for ever where lookups come
+faster than the daemon clears.
 """
 
 from __future__ import annotations
@@ -91,9 +92,8 @@ class Questions:
         # Not answered, by the client's key.
         self._open: dict[int, Question] = {}
         self._paused_until = 0.0
+        # An order to clear that the client has not taken.
         self._clear_owed = False
-        # Questions behind an order to clear that is owed.
-        self._witnesses: set[int] = set()
 
     @property
     def is_usable(self) -> bool:
@@ -158,15 +158,12 @@ class Questions:
         groups: list[list[bytes]] = [[] for _ in range(self._group_count)]
         groups[group] = names
         try:
-            if self._clear_owed:
-                self._client.clear()
+            self._order_clear()
             key = self._client.lookup(request_id, groups)
         except Exception as error:
             self._paused_until = self._clock() + PAUSE_SECONDS
             self._complaints.warn("lookup", "kvferry: failed to ask what is kept of %s: %r", request_id, error)
             return None
-        if self._clear_owed:
-            self._witnesses.add(key)
         question = Question(key, self._clock())
         self._open[key] = question
         return question
@@ -206,10 +203,6 @@ class Questions:
                 request.asked.clear()
 
     def _found(self, found: Found) -> None:
-        if found.key in self._witnesses and found.failure in (None, NO_TIER):
-            # Orders and answers of one connection keep their order.
-            self._clear_owed = False
-            self._witnesses.clear()
         if found.failure == NO_TIER:
             self.no_tier()
         question = self._open.pop(found.key, None)
@@ -289,11 +282,15 @@ class Questions:
             while request.asked:
                 self._drop(request, next(iter(request.asked.values()))[0])
         self._clear_owed = True
-        self._witnesses.clear()
         try:
-            self._client.clear()
+            self._order_clear()
         except Exception as error:
             self._complaints.warn("clear", "kvferry: failed to clear the tiers, tries again: %r", error)
+
+    def _order_clear(self) -> None:
+        if self._clear_owed:
+            self._client.clear()
+            self._clear_owed = False
 
     def _forget(self, key: int) -> None:
         try:
