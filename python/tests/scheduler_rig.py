@@ -16,10 +16,10 @@ HYBRID = (GroupShape(0, 16), GroupShape(1, 16, window=32))
 
 
 class Rig:
-    def __init__(self, groups=ONE):
+    def __init__(self, groups=ONE, adapters=None):
         self.clock = Clock()
         self.client = FakeClient()
-        self.side = SchedulerSide(Settings(), self.client, groups, ENGINE, self.clock)
+        self.side = SchedulerSide(Settings(), self.client, groups, ENGINE, self.clock, adapters=adapters)
 
     def prefill(self, request_id="p", tokens=100, ids=(range(1, 8),), **fields):
         done = request(request_id, tokens, dict(NEW_PREFILL), Status.FINISHED_LENGTH_CAPPED, computed=tokens)

@@ -17,6 +17,7 @@ def config(model="org/model", **changes):
         "revision": None,
         "dtype": "bfloat16",
         "quantization": None,
+        "max_model_len": 8192,
         "hf_config": hf_config(),
         "cache_dtype": "auto",
         "tp": 1,
@@ -25,7 +26,7 @@ def config(model="org/model", **changes):
         "speculative_config": None,
         **changes,
     }
-    names = ("revision", "dtype", "quantization", "hf_config")
+    names = ("revision", "dtype", "quantization", "max_model_len", "hf_config")
     return SimpleNamespace(
         model_config=SimpleNamespace(model=model, **{name: written[name] for name in names}),
         cache_config=SimpleNamespace(cache_dtype=written["cache_dtype"]),
@@ -67,6 +68,7 @@ def test_what_may_differ_does_not_count():
     elsewhere = hf_config(_name_or_path="/b", transformers_version="6", _commit_hash=None)
     assert digest(config(hf_config=elsewhere)) == digest()
     assert digest(attention=("isa amx", "CPU_ATTN")) == digest()
+    assert digest(config(max_model_len=4096, hf_config=hf_config(max_model_len=4096))) == digest()
 
 
 def test_all_ranks_of_an_engine_have_one():
@@ -102,6 +104,15 @@ def test_all_ranks_of_an_engine_have_one():
 )
 def test_what_must_agree_counts(other):
     assert digest(**other) != digest()
+
+
+def test_the_length_counts_where_it_decides():
+    def of_length(max_model_len, rope_type):
+        rope = {"rope_type": rope_type, "original_max_position_embeddings": 4096}
+        return digest(config(max_model_len=max_model_len, hf_config=hf_config(rope_parameters=rope)))
+
+    assert of_length(4096, "longrope") == of_length(2048, "longrope") != of_length(8192, "longrope")
+    assert of_length(4096, "yarn") == of_length(8192, "yarn")
 
 
 def folder(tmp_path, name, weights, **more):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from kvferry.vllm import hashes
+from kvferry.vllm.adapters import Adapters
 from kvferry.vllm.groups import GroupShape
 
 SMALL, LARGE = GroupShape(0, 16), GroupShape(1, 32)
@@ -12,7 +13,7 @@ SMALL, LARGE = GroupShape(0, 16), GroupShape(1, 32)
 
 def test_a_larger_block_has_the_last_of_its_hashes():
     request = SimpleNamespace(block_hashes=[bytes([n]) * 32 for n in range(5)])
-    names = hashes.BlockNames((SMALL, LARGE), 16)
+    names = hashes.BlockNames((SMALL, LARGE), 16, Adapters())
     assert names.of_all(request) == [tuple(request.block_hashes), (b"\1" * 32, b"\3" * 32)]
     assert names.count(request, LARGE) == 2
 
@@ -20,11 +21,22 @@ def test_a_larger_block_has_the_last_of_its_hashes():
 @pytest.mark.parametrize("length", [16, 32])
 def test_names_are_as_long_as_the_daemon_wants_them(length):
     request = SimpleNamespace(block_hashes=[b"h" * length])
-    names = hashes.BlockNames((SMALL,), 16)
+    names = hashes.BlockNames((SMALL,), 16, Adapters())
     (name,) = names.of_group(request, SMALL, 0, 1)
     assert len(name) == 32
     assert hashes.as_vllm(name, names.hash_length) == b"h" * length
     assert len(hashes.as_daemon(b"h" * 64)) == 32
+
+
+def test_names_of_an_adapter_s_blocks_are_told_as_vllm_s_hashes(monkeypatch):
+    monkeypatch.setattr(hashes, "HASHES_KEPT_MAX", 2)
+    request = SimpleNamespace(block_hashes=[bytes([n]) * 16 for n in range(3)])
+    adapters = SimpleNamespace(of=lambda request: b"what it contains")
+    names = hashes.BlockNames((SMALL,), 16, adapters, tells_changes=True)
+    named = names.of_group(request, SMALL, 0, 3)
+    assert len({len(name) for name in named}) == 1
+    assert [names.hash_of(name) for name in named[1:]] == request.block_hashes[1:]
+    assert names.hash_of(named[0]) == named[0][:16], "forgotten"
 
 
 def test_names_that_do_not_last_are_no_names(monkeypatch):

@@ -11,10 +11,10 @@ from kvferry.vllm.prompt import prompt_digest
 HELD = (HeldBlocks(0, 2), HeldBlocks(1, 2))
 
 
-def digest(tokens=range(20), count=20, held=HELD, **fields):
+def digest(tokens=range(20), count=20, held=HELD, adapter=b"", **fields):
     asked = request("r", list(tokens))
     vars(asked).update(fields)
-    return prompt_digest(asked, count, held)
+    return prompt_digest(asked, count, held, adapter)
 
 
 def feature(identifier="image", offset=3, length=4):
@@ -37,7 +37,8 @@ def test_tokens_behind_the_count_do_not_matter():
         {"count": 19},
         {"held": HELD[:1]},
         {"held": (HeldBlocks(0, 2), HeldBlocks(0, 2))},
-        {"lora_request": SimpleNamespace(lora_name="tuned")},
+        {"lora_request": SimpleNamespace(lora_name="tuned"), "adapter": b"1"},
+        {"lora_request": SimpleNamespace(lora_name="x"), "adapter": b"2"},
         {"mm_features": [feature()]},
         {"mm_features": [feature("other")]},
         {"mm_features": [feature(offset=2)]},
@@ -45,13 +46,20 @@ def test_tokens_behind_the_count_do_not_matter():
     ],
 )
 def test_what_the_blocks_depend_on_changes_it(other):
-    others = [digest(), digest(mm_features=[feature("third")]), digest(lora_request=SimpleNamespace(lora_name="x"))]
+    x = SimpleNamespace(lora_name="x")
+    others = [digest(), digest(mm_features=[feature("third")]), digest(lora_request=x, adapter=b"1")]
     assert digest(**other) not in others
 
 
 @pytest.mark.parametrize(
     "without",
-    [{"tokens": range(19)}, {"prompt_token_ids": None}, {"prompt_embeds": object()}, {"prompt_is_token_ids": [True]}],
+    [
+        {"adapter": None},
+        {"tokens": range(19)},
+        {"prompt_token_ids": None},
+        {"prompt_embeds": object()},
+        {"prompt_is_token_ids": [True]},
+    ],
 )
 def test_what_is_not_all_tokens_has_none(without):
     assert digest(**without) is None

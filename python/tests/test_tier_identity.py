@@ -95,3 +95,12 @@ def test_a_model_in_a_folder_is_known_by_its_files(tmp_path):
     assert first == same != other
     (folders[0] / "config.json").write_text(json.dumps({"rope_theta": 2}))
     assert of(config(folders[0]), revision="") != first
+
+
+def test_a_model_that_depends_on_its_length_needs_a_revision(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    rope = {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}
+    (tmp_path / "config.json").write_text(json.dumps({"original_max_position_embeddings": 4096, "rope_scaling": rope}))
+    with pytest.raises(ValueError, match=r"max-model-len.*revision"):
+        of(config(tmp_path), revision="")
+    assert of(config(tmp_path), revision="4096") != of(config(tmp_path), revision="131072")

@@ -36,7 +36,7 @@ PREFILL = {"do_remote_decode": True, "do_remote_prefill": False, "remote_block_i
 class Engine:
     """A vLLM engine that is stepped by hand."""
 
-    def __init__(self, model, socket=None, connector=None):
+    def __init__(self, model, socket=None, connector=None, **more):
         from vllm import LLM
 
         self.llm = LLM(
@@ -56,20 +56,22 @@ class Engine:
                 "kv_load_failure_policy": "recompute",
                 "kv_connector_extra_config": {"socket": socket},
             },
+            **more,
         )
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
         self.outputs = {}
         self.names = iter(range(10**6))
 
-    def add(self, prompt, params=None, max_tokens=8, salt=None):
+    def add(self, prompt, params=None, max_tokens=8, salt=None, adapter=None):
         """Adds a request; each has a salt of its own, so that it finds nothing in the local cache."""
         from vllm import SamplingParams
 
         name = f"r{next(self.names)}"
         extra = {"kv_transfer_params": dict(params)} if params else None
         sampling = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, extra_args=extra)
-        self.llm.llm_engine.add_request(name, {"prompt": prompt, "cache_salt": salt or name}, sampling)
+        asked = {"prompt": prompt, "cache_salt": salt or name}
+        self.llm.llm_engine.add_request(name, asked, sampling, lora_request=adapter)
         return name
 
     def step(self):
@@ -84,11 +86,11 @@ class Engine:
             self.step()
         raise AssertionError(f"{name} did not finish")
 
-    def text(self, prompt, params=None, max_tokens=8, salt=None):
-        return tuple(self.finish(self.add(prompt, params, max_tokens, salt)).outputs[0].token_ids)
+    def text(self, prompt, params=None, max_tokens=8, salt=None, adapter=None):
+        return tuple(self.finish(self.add(prompt, params, max_tokens, salt, adapter)).outputs[0].token_ids)
 
-    def prefill(self, prompt=PROMPT):
-        return self.finish(self.add(prompt, PREFILL, max_tokens=1)).kv_transfer_params
+    def prefill(self, prompt=PROMPT, adapter=None):
+        return self.finish(self.add(prompt, PREFILL, max_tokens=1, adapter=adapter)).kv_transfer_params
 
     def drain(self, steps=300):
         """Steps the bare core as its busy loop does, until vLLM says that there is nothing left."""

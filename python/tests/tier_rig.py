@@ -42,11 +42,11 @@ NOTHING = output({}, {}, {})
 
 
 class Rig(PlainRig):
-    def __init__(self, groups=ONE, hash_block_size=16, namespace=""):
+    def __init__(self, groups=ONE, hash_block_size=16, namespace="", adapters=None):
         super().__init__(groups)
         self.client.tiers = True
         settings = Settings(namespace=namespace)
-        self.side = SchedulerSide(settings, self.client, groups, ENGINE, self.clock, hash_block_size, True)
+        self.side = SchedulerSide(settings, self.client, groups, ENGINE, self.clock, hash_block_size, True, adapters)
 
     def ask(self, of, local=0):
         return self.side.get_num_new_matched_tokens(of, local)

@@ -24,6 +24,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from kvferry import native
 from kvferry.client import AttachSpec
 from kvferry.vllm import settings
+from kvferry.vllm.adapters import Adapters, lora_facts
 from kvferry.vllm.complaints import logger
 from kvferry.vllm.groups import GroupShape, UnsupportedError, group_shapes, transferred_groups
 from kvferry.vllm.hashes import why_no_hashes
@@ -90,6 +91,7 @@ class KVFerryConnector(KVConnectorBase_V1, SupportsHMA):
             engine,
             hash_block_size=self._hash_block_size(groups) if self._settings.tier and groups else None,
             tells_changes=self._publishes_events(),
+            adapters=Adapters(lora_facts(self._config), self._settings.reply_timeout_ms / 1000),
         )
         side.refusal = refusal
         return side

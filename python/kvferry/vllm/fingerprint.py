@@ -7,7 +7,8 @@
 Daemons move bytes between equal ranks of engines of equal fingerprints only. One is the same on all ranks of an engine,
 because a ticket carries one for all. What may differ stays out: the number of blocks, where they lie, ports, paths. A
 model is known by its content, since the same model lies in different folders on different nodes, and different ones in
-folders of the same name: its configuration, and samples of its weights.
+folders of the same name: its configuration, and samples of its weights (weights.py). LoRA adapters come and go with
+requests: they are in the names of blocks and in the digests of prompts (adapters.py).
 """
 
 from __future__ import annotations
@@ -18,16 +19,15 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from kvferry.vllm.context_length import length_facts
 from kvferry.vllm.groups import layer_specs, transferred_groups
+from kvferry.vllm.weights import weights_digest
 
 # Counts up when blocks of two releases of this connector no longer mean the same.
-PROTOCOL_VERSION = 1
-# Chosen: enough that two fine-tunings of one model differ in some sample, and little beside loading the model.
-SAMPLES_A_FILE = 16
-SAMPLE_BYTES = 64 * 1024
-WEIGHT_SUFFIXES = (".bin", ".gguf", ".pt", ".safetensors")
-# Parts of a model's configuration that say where it came from, not what it is.
-CONFIG_NOISE = ("_commit_hash", "_name_or_path", "transformers_version")
+PROTOCOL_VERSION = 2
+# Parts of a model's configuration that say where it came from, not what it is; and what vLLM's model classes write into
+# it of the engine, which counts where context_length.py says so.
+CONFIG_NOISE = ("_commit_hash", "_name_or_path", "max_model_len", "transformers_version")
 
 
 def fingerprint(facts: Mapping[str, Any]) -> bytes:
@@ -122,6 +122,7 @@ def _model_facts(model: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "config": _config_digest(model.hf_config),
         "dtype": str(model.dtype),
+        "length": length_facts(model.hf_config.to_dict(), model.max_model_len),
         "quantization": str(model.quantization),
     }
     if os.path.exists(model.model):
@@ -142,21 +143,3 @@ def model_name(model: Any) -> str:
 def _config_digest(hf_config: Any) -> str:
     config = {key: value for key, value in hf_config.to_dict().items() if key not in CONFIG_NOISE}
     return fingerprint(config).hex()
-
-
-def weights_digest(path: str) -> str:
-    """Names, sizes and samples of the weight files of a folder, or of one file."""
-    if os.path.isdir(path):
-        files = [os.path.join(path, name) for name in os.listdir(path) if name.endswith(WEIGHT_SUFFIXES)]
-    else:
-        files = [path]
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        size = os.path.getsize(file)
-        digest.update(f"{os.path.basename(file)} {size}\0".encode())
-        with open(file, "rb") as weights:
-            step = max(1, (size - SAMPLE_BYTES) // (SAMPLES_A_FILE - 1))
-            for sample in range(SAMPLES_A_FILE):
-                weights.seek(min(sample * step, max(0, size - SAMPLE_BYTES)))
-                digest.update(weights.read(SAMPLE_BYTES))
-    return digest.hexdigest()

@@ -16,12 +16,21 @@ from typing import Any
 from kvferry.vllm.params import HeldBlocks
 
 
-def prompt_digest(request: Any, token_count: int, groups: Iterable[HeldBlocks]) -> str | None:
+def prompt_digest(request: Any, token_count: int, groups: Iterable[HeldBlocks], adapter: bytes | None) -> str | None:
     """SHA-256 over the first ``token_count`` tokens, whatever else their KV depends on, and what is held of it.
 
+    Args:
+        request: vLLM's.
+        token_count: how many of its tokens.
+        groups: what is held of each group.
+        adapter: what the request's LoRA adapter contains (adapters.py): empty: it has none; None: nobody knows.
+
     Returns:
-        None where the prompt is not made of ``token_count`` tokens (it is shorter, or holds embeddings).
+        None where the prompt is not made of ``token_count`` tokens (it is shorter, or holds embeddings), or where it is
+        not known what its KV depends on.
     """
+    if adapter is None:
+        return None
     tokens = request.prompt_token_ids
     if tokens is None or len(tokens) < token_count:
         return None
@@ -35,7 +44,8 @@ def prompt_digest(request: Any, token_count: int, groups: Iterable[HeldBlocks]) 
     digest = hashlib.sha256(f"kvferry prompt 1 {token_count}\0".encode())
     digest.update(words.tobytes())
     lora = getattr(request, "lora_request", None)
-    digest.update(f"\0lora {getattr(lora, 'lora_name', '')!r}".encode())
+    # An adapter's path may be another on another node, and its content another under the same path.
+    digest.update(f"\0lora {getattr(lora, 'lora_name', '')!r}{adapter.hex()}".encode())
     # Images and sounds are placeholder tokens in the prompt; their identity is their content's hash.
     for feature in getattr(request, "mm_features", None) or ():
         position = feature.mm_position

@@ -54,6 +54,7 @@ from kvferry.client import (
     SchedulerClient,
 )
 from kvferry.vllm import params as parameters
+from kvferry.vllm.adapters import Adapters
 from kvferry.vllm.complaints import Complaints
 from kvferry.vllm.groups import GroupShape
 from kvferry.vllm.load_orders import Candidate, count_hits, load_order
@@ -93,6 +94,7 @@ class SchedulerSide:
         clock: Callable[[], float] = time.monotonic,
         hash_block_size: int | None = None,
         tells_changes: bool = False,
+        adapters: Adapters | None = None,
     ) -> None:
         self._settings = settings
         self._client = client
@@ -114,10 +116,10 @@ class SchedulerSide:
         self.hits = (0, 0, 0)
         # Orders of this step, drained by build_connector_meta.
         self._orders = KVFerryMetadata()
-        timeout_ms = settings.reply_timeout_ms
-        self.tiers = Tiers(
-            client, groups, hash_block_size, timeout_ms, self._complaints, clock, tells_changes, settings.namespace
-        )
+        timeout_ms, namespace = settings.reply_timeout_ms, settings.namespace
+        self._adapters = adapters or Adapters(clock=clock)
+        told = (tells_changes, namespace, self._adapters)
+        self.tiers = Tiers(client, groups, hash_block_size, timeout_ms, self._complaints, clock, *told)
 
     # -- P: a prefill ends ------------------------------------------------------------------------------------------
 
@@ -167,7 +169,11 @@ class SchedulerSide:
         if token_count <= 0 or [len(group) for group in blocks] != counts:
             # Preempted while its last output was in flight: the blocks are gone already.
             return False, None
-        digest = prompt_digest(request, token_count, map(parameters.held_blocks, blocks))
+        adapter = self._adapters.of(request)
+        if adapter is None:
+            # Which adapter, and why, was said when it was found out.
+            return False, None
+        digest = prompt_digest(request, token_count, map(parameters.held_blocks, blocks), adapter)
         if digest is None:
             self._complaints.warn("embeddings", "kvferry: %s has no token ids; D computes it", request_id)
             return False, None
@@ -195,6 +201,8 @@ class SchedulerSide:
         candidate.local_tokens = candidate.near_tokens = num_computed_tokens
         if not self._client.is_connected():
             return 0, False
+        if self._adapters.are_awaited(request):
+            return None, False
         if not candidate.is_read and parameters.wants_prefill(request.kv_transfer_params):
             candidate.offer, candidate.is_read = self._read_offer(request), True
         in_tiers = self._ask_tiers(request)
@@ -218,7 +226,11 @@ class SchedulerSide:
         request_id = request.request_id
         try:
             offer = parameters.read_offer(request.kv_transfer_params, len(self._groups))
-            digest = prompt_digest(request, offer.token_count, offer.groups)
+            adapter = self._adapters.of(request)
+            if adapter is None:
+                # Why was said when it was found out. What else may be held is computed, too.
+                return None
+            digest = prompt_digest(request, offer.token_count, offer.groups, adapter)
         except MalformedError as error:
             self._complaints.warn("malformed", "kvferry: %s is computed here, its parameters: %s", request_id, error)
             return None

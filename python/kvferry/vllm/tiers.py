@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kvferry.client import SchedulerClient, TierBlocks, TierChanged
+from kvferry.vllm.adapters import Adapters
 from kvferry.vllm.complaints import Complaints
 from kvferry.vllm.groups import GroupShape
-from kvferry.vllm.hashes import BlockNames, as_vllm
+from kvferry.vllm.hashes import BlockNames
 from kvferry.vllm.lookups import Claim, Lookups
 from kvferry.vllm.metadata import KVFerryMetadata, StoreOrder
 from kvferry.vllm.store_orders import StoreOrders
@@ -39,11 +40,12 @@ class Tiers:
         clock: Callable[[], float] = time.monotonic,
         tells_changes: bool = False,
         namespace: str = "",
+        adapters: Adapters | None = None,
     ) -> None:
         self._client = client
         self._groups = groups
         self._is_on = hash_block_size is not None and bool(groups)
-        self._names = BlockNames(groups, hash_block_size or 1)
+        self._names = BlockNames(groups, hash_block_size or 1, adapters or Adapters(), tells_changes)
         self._lookups = Lookups(client, groups, self._names, reply_timeout_ms, complaints, clock)
         self._orders = StoreOrders(groups, self._names, clock, namespace)
         # Last stores of finished requests, for the next step.
@@ -59,7 +61,7 @@ class Tiers:
 
     def tokens(self, request: Any, poll: Callable[[], None]) -> int | None:
         """How many of the request's first tokens are held, whole blocks; None while nobody knows."""
-        if not self._is_on:
+        if not self._is_on or not self._names.are_known(request):
             return 0
         return self._lookups.tokens(request, poll)
 
@@ -160,7 +162,7 @@ class Tiers:
         for change in changes:
             for stored, pairs in ((True, change.stored), (False, change.removed)):
                 for index, group in enumerate(self._groups):
-                    hashes = [as_vllm(name, self._names.hash_length) for number, name in pairs if number == index]
+                    hashes = [self._names.hash_of(name) for number, name in pairs if number == index]
                     if hashes:
                         told.append((change.tier, stored, group.group_id, hashes))
         return told
