@@ -300,6 +300,26 @@ fn one_verifies_at_a_time_and_an_end_is_an_end() {
     assert_eq!(over["host"]["blocks"].as_u64(), Some(8), "{over}");
 }
 
+#[test]
+fn who_asks_late_is_told_how_it_ended_though_others_have_begun_since() {
+    let node = Node::start();
+    let mut engine = node.engine("E0", of(7, "llama", ""));
+    keep(&mut engine, 1..5);
+    node.wait_blocks(4, 0);
+    let everything = SweepSpec { everything: true, ..Default::default() };
+    for (sweep, blocks) in [(Sweep::Verify, 4), (Sweep::Evict, 4)] {
+        let [late, second, third] = [(); 3].map(|()| node.daemon.operator());
+        late.begin_sweep(sweep, &everything).expect("nobody else has begun");
+        // Each is taken once the one before it is over, whether anybody has asked how that went or not.
+        wait(|| format!("{sweep:?}, second"), || second.begin_sweep(sweep, &everything).ok());
+        wait(|| format!("{sweep:?}, third"), || third.begin_sweep(sweep, &everything).ok());
+        let status: Value = serde_json::from_str(&late.sweep_status().expect("begun")).expect("JSON");
+        assert_eq!((status["complete"].as_bool(), status["host"]["blocks"].as_u64()), (Some(true), Some(blocks)));
+        // Nor does anybody have to go before the next one begins.
+        wait(|| format!("{sweep:?}, late again"), || late.begin_sweep(sweep, &everything).ok());
+    }
+}
+
 /// A verification that is never over, and what the daemon's end of it.
 fn endless_verification() -> (Impostor, Conversation, Child) {
     let daemon = Impostor::listen();

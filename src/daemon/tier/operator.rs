@@ -12,14 +12,14 @@ use std::collections::HashMap;
 
 use kvferry_core::{Fingerprint, Time, WorkId};
 use kvferry_proto::v1::{self, from_daemon};
-use kvferry_tier::tiers::{Sweep, SweepCount, SweepFilter, Tier};
+use kvferry_tier::tiers::{Sweep, SweepCount, SweepFilter, SweepProgress, Tier};
 use kvferry_tier::{Holding, Tenant};
 
 use super::super::cached::{CacheList, CacheRow, CacheSum, SweepStatus, SweepSum};
 use super::super::command::{Process, SessionId};
 use super::super::hub::Hub;
 use super::super::wire;
-use super::thread::TierCommand;
+use super::thread::{Inventory, TierCommand};
 
 /// Questions of people that the tiers have not answered.
 pub(crate) const OPERATORS_MAX: usize = 16;
@@ -47,6 +47,18 @@ struct Asked {
     sweep: Sweep,
     since: Time,
     process: Process,
+    /// How it ended, once another one of its kind has begun: the tiers tell of the last one alone.
+    ended: Option<SweepProgress>,
+}
+
+impl Asked {
+    fn progress(&self, inventory: &Inventory) -> Option<SweepProgress> {
+        self.ended.or_else(|| inventory.sweep(self.sweep, self.work))
+    }
+
+    fn is_over(&self, inventory: &Inventory) -> bool {
+        self.progress(inventory).is_some_and(|of| of.is_over)
+    }
 }
 
 impl Operators {
@@ -126,12 +138,13 @@ impl Hub {
         let (work, since) = (self.draw_work(), self.clock.now());
         let tiering = self.tiering.as_mut().ok_or_else(no_tier)?;
         let (handle, operators) = (&tiering.handle, &mut tiering.operators);
-        let is_over = |asked: &Asked| handle.inventory().sweep(asked.sweep, asked.work).is_some_and(|of| of.is_over);
+        // Of before it begins, so that what is over now is told of when it has begun.
+        let inventory = handle.inventory();
         // Who is done asks for how it went until the session closes.
-        if operators.sweeps.get(&session).is_some_and(|asked| !is_over(asked)) {
+        if operators.sweeps.get(&session).is_some_and(|asked| !asked.is_over(&inventory)) {
             return Err("this session has one under way".to_owned());
         }
-        if let Some(other) = operators.sweeps.values().find(|asked| asked.sweep == kind && !is_over(asked)) {
+        if let Some(other) = operators.sweeps.values().find(|asked| asked.sweep == kind && !asked.is_over(&inventory)) {
             let what = match kind {
                 Sweep::Evict => "evicts",
                 Sweep::Verify => "verifies",
@@ -141,7 +154,10 @@ impl Hub {
         if operators.sweeps.len() >= OPERATORS_MAX || !handle.send(TierCommand::Sweep(work, kind, filter.clone())) {
             return Err("the tiers are busy with what others ask; try again".to_owned());
         }
-        operators.sweeps.insert(session, Asked { work, sweep: kind, since, process });
+        for asked in operators.sweeps.values_mut() {
+            asked.ended = asked.progress(&inventory).filter(|of| of.is_over);
+        }
+        operators.sweeps.insert(session, Asked { work, sweep: kind, since, process, ended: None });
         tracing::info!(pid = process.pid, uid = process.uid, sweep = ?kind, ?filter, "an operator's sweep begins");
         self.sweep_status(session)
     }
@@ -151,7 +167,7 @@ impl Hub {
         let tiering = self.tiering.as_ref().ok_or_else(no_tier)?;
         let asked = tiering.operators.sweeps.get(&session).ok_or("this session has none under way")?;
         let inventory = tiering.handle.inventory();
-        let progress = inventory.sweep(asked.sweep, asked.work);
+        let progress = asked.progress(&inventory);
         let sum = |count: SweepCount| SweepSum {
             blocks_total: count.blocks_total,
             bytes_total: count.bytes_total,
