@@ -370,6 +370,20 @@ fn a_daemon_that_ends_meanwhile_is_said() {
 }
 
 #[test]
+fn a_daemon_without_a_disk_says_so_to_who_means_one() {
+    let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let tables = format!("[tier.host]\nmib = 64\npath = {:?}\n", memory.path().join("arena"));
+    let daemon = Daemon::start_with(&DaemonOptions { tables, ..Default::default() });
+    for word in ["verify", "evict"] {
+        let output = command(&daemon.socket(), &[word, "--tier", "disk"]).output().expect("run");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && text.contains("no disk tier"), "{word}: {text}");
+        let output = command(&daemon.socket(), &[word, "--tier", "host"]).output().expect("run");
+        assert!(output.status.success(), "{word}: {output:?}");
+    }
+}
+
+#[test]
 fn a_daemon_without_tiers_says_so() {
     let bare = Daemon::start();
     for words in [vec!["ls"], vec!["verify"], vec!["evict", "--all", "--yes"]] {

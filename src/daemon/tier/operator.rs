@@ -21,6 +21,9 @@ use super::super::hub::Hub;
 use super::super::wire;
 use super::thread::{Inventory, TierCommand};
 
+/// What who means a disk is told where there is none.
+const NO_DISK: &str =
+    "this daemon has no disk tier: set tier.disk.mib in its config; where it is set, the log says why there is none";
 /// Questions of people that the tiers have not answered.
 pub(crate) const OPERATORS_MAX: usize = 16;
 /// Rows that one answer names: with one tenant a user they would be as many as users.
@@ -138,6 +141,9 @@ impl Hub {
         let (work, since) = (self.draw_work(), self.clock.now());
         let tiering = self.tiering.as_mut().ok_or_else(no_tier)?;
         let (handle, operators) = (&tiering.handle, &mut tiering.operators);
+        if filter.tier == Some(Tier::Disk) && !handle.has_disk {
+            return Err(NO_DISK.to_owned());
+        }
         // Of before it begins, so that what is over now is told of when it has begun.
         let inventory = handle.inventory();
         // Who is done asks for how it went until the session closes.

@@ -116,6 +116,7 @@ pub(crate) struct TierHandle {
     inventory: Arc<Mutex<Inventory>>,
     /// Of the arena.
     pub(crate) bytes: u64,
+    pub(crate) has_disk: bool,
 }
 
 impl TierHandle {
@@ -183,7 +184,7 @@ pub(crate) fn start(
         disk = Some(handle);
     }
     let inventory = Arc::new(Mutex::new(Inventory::default()));
-    let bytes = tiers.host().store().region().len();
+    let (bytes, has_disk) = (tiers.host().store().region().len(), tiers.disk().is_some());
     let mut thread = TierThread {
         clock,
         tiers,
@@ -207,7 +208,7 @@ pub(crate) fn start(
             drop(copier.join());
         }
     })?;
-    Ok((TierHandle { inbox, inventory, bytes }, thread))
+    Ok((TierHandle { inbox, inventory, bytes, has_disk }, thread))
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -193,6 +193,21 @@ fn every_block_is_read_and_what_is_damaged_goes() {
 }
 
 #[test]
+fn a_tier_that_is_not_there_is_swept_at_once() {
+    let mut node = Node::new();
+    node.keep(at(0), &device(0, 1), None, &[(1, 10)]);
+    for sweep in [Sweep::Evict, Sweep::Verify] {
+        node.begin(sweep, SweepFilter { tier: Some(Tier::Disk), ..Default::default() });
+        assert!(node.tiers.has_slice(), "{sweep:?}: nothing else that happens would end it");
+        node.carry_on();
+        let progress = node.tiers.sweeps(sweep).expect("begun");
+        assert!(progress.is_over && progress.disk == SweepCount::default(), "{progress:?}");
+        assert!(!node.tiers.has_slice());
+    }
+    assert_eq!(node.tiers.host().blocks(), 1);
+}
+
+#[test]
 fn a_record_that_is_damaged_is_found_too() {
     let (mut node, engine) = full();
     let class = node.tiers.kind(&engine, 0).expect("a class").host;
