@@ -1,7 +1,8 @@
 //! How long one step of the tiers' thread takes: a look-up waits for whatever the thread is at.
 //!
 //! ```text
-//! cargo bench -p kvferry-tier --bench steps                    100,000 blocks stored, found, evicted, on disk and off it
+//! cargo bench -p kvferry-tier --bench steps                    100,000 blocks stored, found, evicted, on disk and off it;
+//!                                                              100,000 tenants listed
 //! cargo bench -p kvferry-tier --bench steps -- FOLDER          the disk's part there
 //! ```
 //!
@@ -17,19 +18,21 @@ use kvferry_core::{BlockIndex, Fingerprint, Rank, Time, WorkId};
 use kvferry_memory::{Meter, Region};
 use kvferry_tier::disk::{self, Mover, Shelf};
 use kvferry_tier::host::Arena;
-use kvferry_tier::tiers::{Device, DiskJob, Lookup, StoreRequest, TierEvent, TierLimits, Tiers};
+use kvferry_tier::tiers::{Device, DiskJob, Lookup, StoreRequest, Sweep, SweepFilter, TierEvent, TierLimits, Tiers};
 use kvferry_tier::{BlockHash, Cache, CacheLimits, Tenant};
 
 /// Of a token and head.
 const CONTENT_BYTES: u32 = 128;
+/// Where there are many tenants.
+const LITTLE_CONTENT_BYTES: u32 = 8;
 const HEADS: u32 = 8;
 const TOKENS: u32 = 16;
-const BLOCK_BYTES: u64 = (CONTENT_BYTES * HEADS * TOKENS) as u64;
 const ENGINE_BLOCKS: u32 = 1024;
 const HOST_BYTES: u64 = 512 << 20;
 const DISK_BYTES: u64 = 1 << 30;
 const FILE_BYTES: u64 = 64 << 20;
 const STORED: u64 = 100_000;
+const TENANTS: u64 = 100_000;
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(200);
 /// Conversations that may go on.
 const OPEN_MAX: usize = 400;
@@ -191,19 +194,45 @@ impl Node {
             }
         }
     }
+
+    /// A block of each of so many tenants.
+    fn serve_tenants(&mut self, device: &Arc<Device>, tenants: u64) {
+        for tenant in (1..=tenants).map(Tenant) {
+            let (work, groups) = (self.work(), vec![(None, vec![(self.hash(), BlockIndex(0))])]);
+            self.tiers.store(work, &StoreRequest { device: Arc::clone(device), groups, tenant });
+            self.settle();
+            self.steps.time("commit", || self.tiers.commit(self.now, work));
+            self.settle();
+        }
+    }
+
+    /// How many rows a list has.
+    fn list(&mut self) -> usize {
+        let work = self.work();
+        self.steps.time("list", || self.tiers.list(work));
+        loop {
+            while let Some(event) = self.tiers.poll_event() {
+                if let TierEvent::Listed { holdings, .. } = event {
+                    return holdings.len();
+                }
+            }
+            self.steps.time("slice", || self.tiers.slice());
+        }
+    }
 }
 
-fn device(fingerprint: u8) -> Arc<Device> {
+fn device(fingerprint: u8, content_bytes: u32) -> Arc<Device> {
+    let block_bytes = u64::from(content_bytes * HEADS * TOKENS);
     let span = LayerSpan {
         layer_count: 1,
         offset: 0,
-        layer_stride: u64::from(ENGINE_BLOCKS) * BLOCK_BYTES,
-        block_stride: BLOCK_BYTES,
+        layer_stride: u64::from(ENGINE_BLOCKS) * block_bytes,
+        block_stride: block_bytes,
         head_count: HEADS,
         token_count: TOKENS,
-        content_bytes: CONTENT_BYTES,
+        content_bytes,
     };
-    let bytes = u64::from(ENGINE_BLOCKS) * BLOCK_BYTES;
+    let bytes = u64::from(ENGINE_BLOCKS) * block_bytes;
     let layout = Layout::new(AxisOrder::Lbhnc, ENGINE_BLOCKS, bytes, vec![GroupLayout { spans: vec![span] }]);
     let memory = kvferry_memory::create("kvferry-steps", bytes).expect("memory");
     let region = Region::map(memory, bytes, &Meter::new()).expect("a region");
@@ -219,7 +248,7 @@ fn main() {
     let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
     let mut node = Node::open(memory.path(), disk.path());
     let mut random = fastrand::Rng::with_seed(3);
-    let (first, second) = (device(1), device(2));
+    let (first, second) = (device(1, CONTENT_BYTES), device(2, CONTENT_BYTES));
     node.serve(&first, STORED, &mut random);
     println!(
         "{} requests' works, {} stored, {} evicted from memory, {} on the disk, {} evicted from it",
@@ -253,5 +282,17 @@ fn main() {
         host - node.tiers.host().blocks(),
         disk - node.tiers.disk().map_or(0, Cache::blocks)
     );
+    node.steps.tell();
+
+    println!("\n{TENANTS} tenants are listed, and an eviction of nobody's blocks begins");
+    let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let disk = tempfile::tempdir_in(disk.path()).expect("a folder on the disk");
+    let mut node = Node::open(memory.path(), disk.path());
+    node.serve_tenants(&device(3, LITTLE_CONTENT_BYTES), TENANTS);
+    for _ in 0..10 {
+        println!("{} rows", node.list());
+    }
+    let (work, filter) = (node.work(), SweepFilter { tenant: Some(Tenant(0)), ..SweepFilter::default() });
+    node.steps.time("sweep", || node.tiers.sweep(work, Sweep::Evict, filter));
     node.steps.tell();
 }
