@@ -159,6 +159,21 @@ fn it_lists_what_is_stored_by_model_tenant_and_tier() {
 }
 
 #[test]
+fn all_who_ask_at_once_are_answered() {
+    let node = Node::start();
+    let mut engine = node.engine("E0", of(7, "llama", ""));
+    keep(&mut engine, 1..3);
+    let ask = || {
+        let operator = node.daemon.operator();
+        for _ in 0..50 {
+            let list: Value = serde_json::from_str(&operator.cache_list().expect("a list")).expect("JSON");
+            assert_eq!(list["rows"][0]["blocks"].as_u64(), Some(2), "{list}");
+        }
+    };
+    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(ask))));
+}
+
+#[test]
 fn it_evicts_what_fits_and_nothing_else() {
     let node = Node::start();
     let mut first = node.engine("E0", of(7, "llama", "alice"));

@@ -7,6 +7,7 @@
 //! The hub parses and names; [`Tiers`](kvferry_tier::tiers::Tiers) decides, on a thread of its own ([`thread`]).
 
 mod disk;
+pub(crate) mod listing;
 pub(crate) mod metrics;
 mod opening;
 pub(crate) mod operator;
@@ -254,7 +255,7 @@ impl Hub {
                     tiering.handle.send(TierCommand::Clear(devices));
                 }
             }
-            TierEvent::Listed { work, holdings } => self.tell_list(work, &holdings),
+            TierEvent::Listed { work, holdings } => self.tell_list(work, holdings),
             TierEvent::Loaded { work, result } => {
                 self.metrics.tier.loaded(result);
                 let Some(asked) = self.end_asked(work) else { return };

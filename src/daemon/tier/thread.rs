@@ -10,7 +10,7 @@
 //! The hub never waits for the inbox: it has room for all that may be open ([`COMMANDS_PER_WORK`]), for a Clear of each
 //! session's fingerprint, and for the jobs that are out. Engines wait for loads, and nobody for a store: one thread of the
 //! normal class carries those out, whatever class the others are in, and sums what is only looked at; chores have another
-//! of that class. While a sweep goes on, the thread takes a slice of it every [`SLICE_PAUSE`]: it is real-time where that is
+//! of that class. While a sweep or a long list goes on, the thread takes a slice of it every [`SLICE_PAUSE`]: it is real-time where that is
 //! allowed, and must not keep a core busy. Shutdown: no new jobs, those that are out are waited for.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
