@@ -296,7 +296,7 @@ impl Hub {
                 Ok(Some(from_daemon::Body::Status(v1::StatusReply { json })))
             }
             (to_daemon::Body::Checksums(query), _) => self.checksums(&query).map(Some),
-            (to_daemon::Body::Cache(_), v1::Role::Operator) => self.list_cache(session, id),
+            (to_daemon::Body::Cache(query), v1::Role::Operator) => self.list_cache(session, id, &query),
             (to_daemon::Body::Sweep(sweep), v1::Role::Operator) => self.begin_sweep(session, &sweep).map(Some),
             (to_daemon::Body::SweepQuery(_), v1::Role::Operator) => self.sweep_status(session).map(Some),
             (to_daemon::Body::OpenRing(_), _) => {

@@ -166,7 +166,8 @@ fn all_who_ask_at_once_are_answered() {
     let ask = || {
         let operator = node.daemon.operator();
         for _ in 0..50 {
-            let list: Value = serde_json::from_str(&operator.cache_list().expect("a list")).expect("JSON");
+            let list: Value =
+                serde_json::from_str(&operator.cache_list(&SweepSpec::default()).expect("a list")).expect("JSON");
             assert_eq!(list["rows"][0]["blocks"].as_u64(), Some(2), "{list}");
         }
     };
@@ -345,11 +346,6 @@ fn endless_verification() -> (Impostor, Conversation, Child) {
     while questions < 3 {
         let asked = conversation.read().expect("a question");
         let json = match asked.body {
-            Some(to_daemon::Body::Cache(_)) => {
-                let json = r#"{"rows": [], "others": {"rows": 0, "blocks": 0, "bytes": 0}}"#.to_owned();
-                conversation.answer(asked.id, from_daemon::Body::Cache(v1::CacheReply { json }));
-                continue;
-            }
             Some(to_daemon::Body::Sweep(_) | to_daemon::Body::SweepQuery(_)) => {
                 let sum = r#"{"blocks_total": 9, "bytes_total": 9, "blocks": 4, "bytes": 4, "held_blocks": 0,
                     "held_bytes": 0, "damaged_blocks": 0, "unreadable_blocks": 0}"#;

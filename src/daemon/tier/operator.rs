@@ -82,7 +82,7 @@ impl Hub {
         if process.uid != 0 && process.uid != own {
             return Err(format!("user {} may not do this: only root and the daemon's own user may", process.uid));
         }
-        let filter = filter(sweep)?;
+        let filter = filter(&sweep.fingerprints, sweep.tenant, &sweep.tier)?;
         let kind = match sweep.kind() {
             v1::SweepKind::Evict if sweep.everything || filter != SweepFilter::default() => Sweep::Evict,
             v1::SweepKind::Evict => return Err("nothing says what is to go".to_owned()),
@@ -159,16 +159,16 @@ pub(super) fn no_tier() -> String {
     "this daemon keeps no blocks: set tier.host.mib in its config".to_owned()
 }
 
-fn filter(sweep: &v1::Sweep) -> Result<SweepFilter, String> {
-    if sweep.fingerprints.len() > FINGERPRINTS_MAX {
-        return Err(format!("{} fingerprints; at most {FINGERPRINTS_MAX}", sweep.fingerprints.len()));
+pub(super) fn filter(fingerprints: &[Vec<u8>], tenant: Option<u64>, tier: &str) -> Result<SweepFilter, String> {
+    if fingerprints.len() > FINGERPRINTS_MAX {
+        return Err(format!("{} fingerprints; at most {FINGERPRINTS_MAX}", fingerprints.len()));
     }
-    let fingerprints = sweep.fingerprints.iter().map(|bytes| wire::fingerprint(bytes)).collect::<Result<_, _>>()?;
-    let tier = match sweep.tier.as_str() {
+    let fingerprints = fingerprints.iter().map(|bytes| wire::fingerprint(bytes)).collect::<Result<_, _>>()?;
+    let tier = match tier {
         "" => None,
         "host" => Some(Tier::Host),
         "disk" => Some(Tier::Disk),
         other => return Err(format!("no tier {other:?}: host or disk")),
     };
-    Ok(SweepFilter { fingerprints, tenant: sweep.tenant.map(Tenant), tier })
+    Ok(SweepFilter { fingerprints, tenant: tenant.map(Tenant), tier })
 }
