@@ -381,6 +381,16 @@ fn a_daemon_that_ends_meanwhile_is_said() {
 }
 
 #[test]
+fn a_daemon_that_does_not_answer_is_not_said_to_have_ended() {
+    // It reads nothing any more, and hangs up on nobody.
+    let (_daemon, _conversation, child) = endless_verification();
+    let output = child.wait_with_output().expect("an end");
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && why.contains("does not say how far it is"), "{why}");
+    assert!(why.contains("did not answer within") && !why.contains("ended"), "{why}");
+}
+
+#[test]
 fn a_daemon_without_a_disk_says_so_to_who_means_one() {
     let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
     let tables = format!("[tier.host]\nmib = 64\npath = {:?}\n", memory.path().join("arena"));
