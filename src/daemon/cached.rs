@@ -9,6 +9,17 @@ pub(crate) struct CacheList {
     pub(crate) rows: Vec<CacheRow>,
     /// Rows beyond those, summed.
     pub(crate) others: CacheSum,
+    /// All that blocks are stored of, whatever was asked for: that a row is not named takes none away.
+    pub(crate) fingerprints: Vec<CacheFingerprint>,
+}
+
+/// Whose engines' blocks there are.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct CacheFingerprint {
+    /// In hexadecimal digits.
+    pub(crate) fingerprint: String,
+    /// As in a [`CacheRow`].
+    pub(crate) model: String,
 }
 
 /// What one tenant has of one fingerprint in one tier.

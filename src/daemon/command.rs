@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 
 use super::hop::{Offer, Outgoing};
 use super::status::Status;
+use super::tier::listing::Answer;
 
 /// One connection on the attach socket. Never reused while the daemon lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -70,6 +71,10 @@ pub(crate) enum Command {
         work: WorkId,
         link: (Channel, EndpointId),
         result: Result<v1::ConfirmReply, String>,
+    },
+    /// What people asked of the tiers.
+    ListMade {
+        answers: Vec<Answer>,
     },
     Status {
         reply: oneshot::Sender<Status>,

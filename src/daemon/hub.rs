@@ -70,6 +70,8 @@ pub(crate) struct Hub {
     /// Where there are tiers.
     pub(super) tiering: Option<Tiering>,
     pub(super) outbound: Outbound,
+    /// For what other threads do for the hub.
+    pub(super) commands: mpsc::WeakSender<Command>,
     pub(super) data: DataHandle,
     pub(super) meter: Meter,
     pub(super) metrics: Metrics,
@@ -87,6 +89,7 @@ pub(crate) struct HubParts {
     pub(crate) advertise: String,
     pub(crate) data_port: u16,
     pub(crate) outbound: Outbound,
+    pub(crate) commands: mpsc::WeakSender<Command>,
     pub(crate) data: DataHandle,
     pub(crate) metrics: Metrics,
     pub(crate) remembered: Remembered,
@@ -110,6 +113,7 @@ impl Hub {
             advertise,
             data_port,
             outbound,
+            commands,
             data,
             metrics,
             remembered,
@@ -143,6 +147,7 @@ impl Hub {
             scheduling,
             tiering,
             outbound,
+            commands,
             data,
             meter: Meter::new(),
             metrics,
@@ -199,6 +204,7 @@ impl Hub {
             }
             Command::ConfirmAnswered { work, link, result } => self.handle_confirm_answer(work, link, result).await,
             Command::LinkAnswered { address, result } => self.handle_link_answer(address, result).await,
+            Command::ListMade { answers } => self.tell_answers(answers),
             Command::OpenEndpoint { request, reply } => {
                 let answer = self.open_endpoint(&request).await;
                 drop(reply.send(answer));
@@ -291,7 +297,7 @@ impl Hub {
                 Ok(Some(from_daemon::Body::Status(v1::StatusReply { json })))
             }
             (to_daemon::Body::Checksums(query), _) => self.checksums(&query).map(Some),
-            (to_daemon::Body::Cache(_), v1::Role::Operator) => self.list_cache(session, id),
+            (to_daemon::Body::Cache(query), v1::Role::Operator) => self.list_cache(session, id, &query),
             (to_daemon::Body::Sweep(sweep), v1::Role::Operator) => self.begin_sweep(session, &sweep).map(Some),
             (to_daemon::Body::SweepQuery(_), v1::Role::Operator) => self.sweep_status(session).map(Some),
             (to_daemon::Body::OpenRing(_), _) => {

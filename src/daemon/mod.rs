@@ -180,6 +180,7 @@ impl Daemon {
             advertise,
             data_port: data.port(),
             outbound: Outbound::new(Arc::clone(&config), tls.client, greeting, commands.downgrade()),
+            commands: commands.downgrade(),
             data: data_handle,
             metrics,
             remembered: Remembered::start(remembered),

@@ -159,6 +159,22 @@ fn it_lists_what_is_stored_by_model_tenant_and_tier() {
 }
 
 #[test]
+fn all_who_ask_at_once_are_answered() {
+    let node = Node::start();
+    let mut engine = node.engine("E0", of(7, "llama", ""));
+    keep(&mut engine, 1..3);
+    let ask = || {
+        let operator = node.daemon.operator();
+        for _ in 0..50 {
+            let list: Value =
+                serde_json::from_str(&operator.cache_list(&SweepSpec::default()).expect("a list")).expect("JSON");
+            assert_eq!(list["rows"][0]["blocks"].as_u64(), Some(2), "{list}");
+        }
+    };
+    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(ask))));
+}
+
+#[test]
 fn it_evicts_what_fits_and_nothing_else() {
     let node = Node::start();
     let mut first = node.engine("E0", of(7, "llama", "alice"));
@@ -300,6 +316,26 @@ fn one_verifies_at_a_time_and_an_end_is_an_end() {
     assert_eq!(over["host"]["blocks"].as_u64(), Some(8), "{over}");
 }
 
+#[test]
+fn who_asks_late_is_told_how_it_ended_though_others_have_begun_since() {
+    let node = Node::start();
+    let mut engine = node.engine("E0", of(7, "llama", ""));
+    keep(&mut engine, 1..5);
+    node.wait_blocks(4, 0);
+    let everything = SweepSpec { everything: true, ..Default::default() };
+    for (sweep, blocks) in [(Sweep::Verify, 4), (Sweep::Evict, 4)] {
+        let [late, second, third] = [(); 3].map(|()| node.daemon.operator());
+        late.begin_sweep(sweep, &everything).expect("nobody else has begun");
+        // Each is taken once the one before it is over, whether anybody has asked how that went or not.
+        wait(|| format!("{sweep:?}, second"), || second.begin_sweep(sweep, &everything).ok());
+        wait(|| format!("{sweep:?}, third"), || third.begin_sweep(sweep, &everything).ok());
+        let status: Value = serde_json::from_str(&late.sweep_status().expect("begun")).expect("JSON");
+        assert_eq!((status["complete"].as_bool(), status["host"]["blocks"].as_u64()), (Some(true), Some(blocks)));
+        // Nor does anybody have to go before the next one begins.
+        wait(|| format!("{sweep:?}, late again"), || late.begin_sweep(sweep, &everything).ok());
+    }
+}
+
 /// A verification that is never over, and what the daemon's end of it.
 fn endless_verification() -> (Impostor, Conversation, Child) {
     let daemon = Impostor::listen();
@@ -310,11 +346,6 @@ fn endless_verification() -> (Impostor, Conversation, Child) {
     while questions < 3 {
         let asked = conversation.read().expect("a question");
         let json = match asked.body {
-            Some(to_daemon::Body::Cache(_)) => {
-                let json = r#"{"rows": [], "others": {"rows": 0, "blocks": 0, "bytes": 0}}"#.to_owned();
-                conversation.answer(asked.id, from_daemon::Body::Cache(v1::CacheReply { json }));
-                continue;
-            }
             Some(to_daemon::Body::Sweep(_) | to_daemon::Body::SweepQuery(_)) => {
                 let sum = r#"{"blocks_total": 9, "bytes_total": 9, "blocks": 4, "bytes": 4, "held_blocks": 0,
                     "held_bytes": 0, "damaged_blocks": 0, "unreadable_blocks": 0}"#;
@@ -347,6 +378,30 @@ fn a_daemon_that_ends_meanwhile_is_said() {
     let output = child.wait_with_output().expect("an end");
     let why = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && why.contains("the daemon ended meanwhile"), "{why}");
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_not_said_to_have_ended() {
+    // It reads nothing any more, and hangs up on nobody.
+    let (_daemon, _conversation, child) = endless_verification();
+    let output = child.wait_with_output().expect("an end");
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && why.contains("does not say how far it is"), "{why}");
+    assert!(why.contains("did not answer within") && !why.contains("ended"), "{why}");
+}
+
+#[test]
+fn a_daemon_without_a_disk_says_so_to_who_means_one() {
+    let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let tables = format!("[tier.host]\nmib = 64\npath = {:?}\n", memory.path().join("arena"));
+    let daemon = Daemon::start_with(&DaemonOptions { tables, ..Default::default() });
+    for word in ["verify", "evict"] {
+        let output = command(&daemon.socket(), &[word, "--tier", "disk"]).output().expect("run");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && text.contains("no disk tier"), "{word}: {text}");
+        let output = command(&daemon.socket(), &[word, "--tier", "host"]).output().expect("run");
+        assert!(output.status.success(), "{word}: {output:?}");
+    }
 }
 
 #[test]

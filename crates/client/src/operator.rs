@@ -27,12 +27,17 @@ pub struct SweepSpec {
 }
 
 impl Client {
-    /// What the tiers hold, as a JSON document.
+    /// What the tiers hold of these blocks, as a JSON document. Nothing that is said means all.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn cache_list(&self) -> Result<String, ClientError> {
-        match self.call(to_daemon::Body::Cache(v1::CacheQuery {}))? {
+    pub fn cache_list(&self, spec: &SweepSpec) -> Result<String, ClientError> {
+        let query = v1::CacheQuery {
+            fingerprints: spec.fingerprints.iter().map(|fingerprint| fingerprint.to_vec()).collect(),
+            tenant: spec.tenant,
+            tier: spec.tier.clone().unwrap_or_default(),
+        };
+        match self.call(to_daemon::Body::Cache(query))? {
             from_daemon::Body::Cache(reply) => Ok(reply.json),
             _ => Err(Self::surprised()),
         }

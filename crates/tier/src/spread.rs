@@ -58,6 +58,16 @@ impl<K: Hash + Eq, V> Spread<K, V> {
         self.tables.remove(self.random.hash_one(key), |(known, _)| known == key).map(|(_, value)| value)
     }
 
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let sum = self.random.hash_one(key);
+        self.tables.find_mut(sum, |(known, _)| known == key).map(|(_, value)| value)
+    }
+
+    /// A part of what is there, by number. What stays meanwhile is met once by who asks for one part after the other.
+    pub(crate) fn part(&self, number: usize) -> Option<impl Iterator<Item = &(K, V)>> {
+        self.tables.tables.get(number).map(HashTable::iter)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &(K, V)> {
         self.tables.tables.iter().flatten()
     }
@@ -75,6 +85,10 @@ impl<T, const N: usize> Tables<T, N> {
 
     pub(crate) fn find(&self, sum: u64, is_it: impl FnMut(&T) -> bool) -> Option<&T> {
         self.tables[Self::place(sum)].find(sum, is_it)
+    }
+
+    fn find_mut(&mut self, sum: u64, is_it: impl FnMut(&T) -> bool) -> Option<&mut T> {
+        self.tables[Self::place(sum)].find_mut(sum, is_it)
     }
 
     /// One that is not there.
@@ -124,8 +138,12 @@ mod tests {
                 }
             }
             assert_eq!((spread.len(), spread.get(&key)), (plain.len(), plain.get(&key)));
+            let (value, other) = (spread.get_mut(&key), plain.get_mut(&key));
+            value.into_iter().chain(other).for_each(|value| *value += 1);
         }
         assert_eq!(spread.iter().copied().collect::<HashMap<_, _>>(), plain);
+        let parts: Vec<_> = (0..).map_while(|number| spread.part(number)).flatten().copied().collect();
+        assert_eq!((parts.len(), parts.into_iter().collect::<HashMap<_, _>>()), (plain.len(), plain));
     }
 
     #[test]

@@ -11,8 +11,8 @@ use super::super::status::mebibytes;
 use super::super::{Exit, INTERRUPTED};
 use super::ls::table;
 use super::sweeping::{Swept, by_tier, sweep};
-use super::which::{Which, fitting};
-use crate::daemon::cached::{CacheList, CacheRow, CacheSum};
+use super::which::{Which, listed};
+use crate::daemon::cached::{CacheList, SweepSum};
 
 /// Removes blocks from this node's tiers: those that fit everything that is given, or all of them.
 #[derive(Args, Debug)]
@@ -52,21 +52,17 @@ pub(crate) struct Evict {
 impl Evict {
     pub(crate) fn run(self) -> Result<()> {
         let client = self.ask.client()?;
-        let list: CacheList = serde_json::from_str(&client.cache_list()?).context("read the daemon's answer")?;
-        let mut spec = self.which.spec(&list)?;
+        let mut spec = self.which.spec(&client)?;
         spec.everything = self.all;
         let says_what =
             spec.everything || spec.tenant.is_some() || spec.tier.is_some() || !spec.fingerprints.is_empty();
         ensure!(says_what, "say what is to go: --model, --fingerprint, --tenant, --tenant-id, --tier, or --all");
-        let rows: Vec<CacheRow> = fitting(&list, &spec).cloned().collect();
-        let others = if self.all { list.others } else { CacheSum::default() };
-        let meant = CacheList { rows, others };
         if self.dry_run {
-            table(&meant).iter().for_each(|line| println!("{line}"));
+            table(&listed(&client, &spec)?).iter().for_each(|line| println!("{line}"));
             return Ok(());
         }
         if self.all && !self.yes {
-            confirm(&meant)?;
+            confirm(&listed(&client, &spec)?)?;
         }
         let Swept { status, interrupted } = sweep(&client, Sweep::Evict, &spec)?;
         if self.json {
@@ -74,7 +70,7 @@ impl Evict {
         } else {
             let sum = status.sum();
             println!("evicted {} blocks, {}", sum.blocks, mebibytes(sum.bytes));
-            let line = |of: &crate::daemon::cached::SweepSum| format!("{} blocks, {}", of.blocks, mebibytes(of.bytes));
+            let line = |of: &SweepSum| format!("{} blocks, {}", of.blocks, mebibytes(of.bytes));
             by_tier(&status, line).iter().for_each(|line| println!("{line}"));
             if sum.held_blocks > 0 {
                 let held = mebibytes(sum.held_bytes);

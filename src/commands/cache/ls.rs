@@ -1,11 +1,11 @@
 //! `kvferry cache ls`: what is stored, by model, tenant and tier.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Args;
 
 use super::super::ask::Ask;
 use super::super::status::mebibytes;
-use super::which::{Which, fitting};
+use super::which::{Which, listed};
 use crate::daemon::cached::{CacheList, CacheRow, CacheSum};
 
 /// Shows what this node's tiers hold: a line for each model, tenant and tier, the largest first.
@@ -35,11 +35,8 @@ pub(crate) struct List {
 
 impl List {
     pub(crate) fn run(self) -> Result<()> {
-        let list = self.ask.client()?.cache_list()?;
-        let mut list: CacheList = serde_json::from_str(&list).context("read the daemon's answer")?;
-        let spec = self.which.spec(&list)?;
-        let rows: Vec<CacheRow> = fitting(&list, &spec).cloned().collect();
-        list.rows = rows;
+        let client = self.ask.client()?;
+        let list = listed(&client, &self.which.spec(&client)?)?;
         if self.json {
             println!("{}", serde_json::to_string(&list)?);
             return Ok(());
@@ -106,7 +103,7 @@ mod tests {
         };
         let rows = vec![row("llama", "00000000000000ff", Some(1999)), row("", "", None)];
         let others = CacheSum { rows: 2, blocks: 3, bytes: 1 << 20 };
-        let lines = table(&CacheList { rows, others });
+        let lines = table(&CacheList { rows, others, ..Default::default() });
         assert_eq!(
             lines,
             [

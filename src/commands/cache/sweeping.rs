@@ -8,7 +8,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use kvferry_client::{Client, Sweep, SweepSpec};
+use kvferry_client::{Client, ClientError, Sweep, SweepSpec};
 
 use super::super::ended;
 use super::super::status::mebibytes;
@@ -45,15 +45,29 @@ async fn follow(client: &Client, sweep: Sweep, spec: &SweepSpec) -> Result<Swept
             }
             () = tokio::time::sleep(POLL) => {}
         }
-        let answer = client.sweep_status();
-        if answer.is_err() {
+        let answer = client.sweep_status().map_err(|error| {
             line.end();
-        }
-        status = parse(&answer.context("the daemon ended meanwhile, and with it what was asked")?)?;
+            let happened = what_happened(&error);
+            anyhow::Error::new(error).context(happened)
+        });
+        status = parse(&answer?)?;
         line.show(&status);
     }
     line.end();
     Ok(Swept { status, interrupted: false })
+}
+
+/// What became of a sweep whose daemon does not say how far it is.
+const fn what_happened(error: &ClientError) -> &'static str {
+    match error {
+        // The next daemon knows of none that this session began.
+        ClientError::NotConnected(_) | ClientError::Refused(_) => {
+            "the daemon ended meanwhile, and with it what was asked"
+        }
+        ClientError::Timeout(_) => {
+            "the daemon runs, and does not say how far it is; what was asked ends with this command"
+        }
+    }
 }
 
 fn parse(json: &str) -> Result<SweepStatus> {

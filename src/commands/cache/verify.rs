@@ -9,7 +9,7 @@ use super::super::status::mebibytes;
 use super::super::{Exit, INTERRUPTED};
 use super::sweeping::{Swept, by_tier, sweep};
 use super::which::Which;
-use crate::daemon::cached::{CacheList, SweepStatus, SweepSum};
+use crate::daemon::cached::{SweepStatus, SweepSum};
 
 /// What scripts see where a block was damaged, or could not be read.
 const DAMAGED: u8 = 3;
@@ -43,8 +43,7 @@ pub(crate) struct Verify {
 impl Verify {
     pub(crate) fn run(self) -> Result<()> {
         let client = self.ask.client()?;
-        let list: CacheList = serde_json::from_str(&client.cache_list()?)?;
-        let spec = self.which.spec(&list)?;
+        let spec = self.which.spec(&client)?;
         let Swept { status, interrupted } = sweep(&client, Sweep::Verify, &spec)?;
         if self.json {
             println!("{}", serde_json::to_string(&status)?);

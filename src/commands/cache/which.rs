@@ -2,14 +2,16 @@
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use kvferry_client::SweepSpec;
+use kvferry_client::{Client, SweepSpec};
 use kvferry_tier::Tenant;
 use sha2::{Digest as _, Sha256};
 
-use crate::daemon::cached::{CacheList, CacheRow};
+use crate::daemon::cached::{CacheFingerprint, CacheList};
 
 /// Digits of a fingerprint that name it, at least.
 const FINGERPRINT_DIGITS_MIN: usize = 4;
+/// Of those that begin so, as many are said.
+const SAID_MAX: usize = 8;
 /// How a tenant is named whose blocks are nobody's in particular.
 const NOBODY: &str = "none";
 
@@ -50,27 +52,36 @@ impl TierName {
 }
 
 impl Which {
-    /// What this means, where the daemon holds that.
-    pub(super) fn spec(&self, list: &CacheList) -> Result<SweepSpec> {
+    /// What this means. The daemon is asked where its fingerprints have to be known.
+    pub(super) fn spec(&self, client: &Client) -> Result<SweepSpec> {
+        let known = match (&self.model, &self.fingerprint) {
+            (None, None) => Vec::new(),
+            _ => listed(client, &SweepSpec::default())?.fingerprints,
+        };
+        self.among(&known)
+    }
+
+    /// What this means, where blocks of these are stored.
+    fn among(&self, known: &[CacheFingerprint]) -> Result<SweepSpec> {
         Ok(SweepSpec {
-            fingerprints: self.fingerprints(list)?,
+            fingerprints: self.fingerprints(known)?,
             tenant: self.tenant()?,
             tier: self.tier.map(|tier| tier.word().to_owned()),
             everything: false,
         })
     }
 
-    fn fingerprints(&self, list: &CacheList) -> Result<Vec<[u8; 32]>> {
+    fn fingerprints(&self, known: &[CacheFingerprint]) -> Result<Vec<[u8; 32]>> {
         let mut found: Vec<&str> = match (&self.model, &self.fingerprint) {
             (None, None) => return Ok(Vec::new()),
-            (Some(model), _) => list.rows.iter().filter(|row| row.model == *model).map(named).collect(),
+            (Some(model), _) => known.iter().filter(|of| of.model == *model).map(named).collect(),
             (None, Some(digits)) => {
                 let digits = digits.to_ascii_lowercase();
                 ensure!(
                     digits.len() >= FINGERPRINT_DIGITS_MIN && digits.bytes().all(|digit| digit.is_ascii_hexdigit()),
                     "a fingerprint is named by {FINGERPRINT_DIGITS_MIN} to 64 hexadecimal digits, not {digits:?}"
                 );
-                list.rows.iter().map(named).filter(|all| all.starts_with(&digits)).collect()
+                known.iter().map(named).filter(|all| all.starts_with(&digits)).collect()
             }
         };
         found.sort_unstable();
@@ -82,7 +93,11 @@ impl Which {
             ),
             (0, None) => bail!("no stored blocks are of this fingerprint; `kvferry cache ls` shows what is there"),
             (1, _) | (_, Some(_)) => {}
-            (_, None) => bail!("several fingerprints begin so: {}", found.join(", ")),
+            (count, None) => {
+                let more = if count > SAID_MAX { " and others" } else { "" };
+                let said = found[..count.min(SAID_MAX)].join(", ");
+                bail!("{count} fingerprints begin so; give more digits: {said}{more}")
+            }
         }
         found.into_iter().map(bytes).collect()
     }
@@ -103,24 +118,13 @@ impl Which {
     }
 }
 
-/// The rows that fit.
-pub(super) fn fitting<'a>(list: &'a CacheList, spec: &SweepSpec) -> impl Iterator<Item = &'a CacheRow> {
-    let names: Vec<String> = spec.fingerprints.iter().map(|bytes| hex(bytes)).collect();
-    let (tenant, tier) = (spec.tenant, spec.tier.clone());
-    list.rows.iter().filter(move |row| {
-        let of = if row.tenant.is_empty() { Ok(0) } else { u64::from_str_radix(&row.tenant, 16) };
-        (names.is_empty() || names.contains(&row.fingerprint))
-            && tenant.is_none_or(|tenant| of == Ok(tenant))
-            && tier.as_ref().is_none_or(|tier| *tier == row.tier)
-    })
+/// What the daemon holds of that.
+pub(super) fn listed(client: &Client, spec: &SweepSpec) -> Result<CacheList> {
+    serde_json::from_str(&client.cache_list(spec)?).context("read the daemon's answer")
 }
 
-fn named(row: &CacheRow) -> &str {
-    &row.fingerprint
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+fn named(of: &CacheFingerprint) -> &str {
+    &of.fingerprint
 }
 
 fn bytes(digits: &str) -> Result<[u8; 32]> {
@@ -136,41 +140,21 @@ fn bytes(digits: &str) -> Result<[u8; 32]> {
 mod tests {
     use super::*;
 
-    fn list() -> CacheList {
-        let row = |model: &str, first: u8, tenant: &str, tier: &str| CacheRow {
-            model: model.to_owned(),
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn known() -> Vec<CacheFingerprint> {
+        let of = |(model, first): (&str, u8)| CacheFingerprint {
             fingerprint: hex(&[[first; 1].as_slice(), &[7; 31]].concat()),
-            tenant: tenant.to_owned(),
-            tier: tier.to_owned(),
-            ..Default::default()
+            model: model.to_owned(),
         };
-        let rows = vec![
-            row("llama", 0xab, "", "host"),
-            row("llama", 0xac, "00000000000000ff", "host"),
-            row("llama", 0xac, "00000000000000ff", "disk"),
-            row("", 0xad, "", "disk"),
-        ];
-        CacheList { rows, ..Default::default() }
+        [("llama", 0xab), ("llama", 0xac), ("", 0xad)].map(of).to_vec()
     }
 
-    fn count(which: &Which) -> usize {
-        let list = list();
-        let spec = which.spec(&list).expect("it means something");
-        fitting(&list, &spec).count()
-    }
-
-    #[test]
-    fn what_people_say_means_these_rows() {
-        let which = Which::default();
-        assert_eq!(count(&which), 4);
-        assert_eq!(count(&Which { model: Some("llama".to_owned()), ..which.clone() }), 3);
-        assert_eq!(count(&of_fingerprint("AC07")), 2);
-        assert_eq!(count(&of_fingerprint(&list().rows[3].fingerprint)), 1);
-        assert_eq!(count(&Which { tenant_id: Some("none".to_owned()), ..which.clone() }), 2);
-        assert_eq!(count(&Which { tenant_id: Some("00000000000000ff".to_owned()), ..which.clone() }), 2);
-        assert_eq!(count(&Which { tier: Some(TierName::Disk), ..which.clone() }), 2);
-        let both = Which { model: Some("llama".to_owned()), tier: Some(TierName::Disk), ..which };
-        assert_eq!(count(&both), 1);
+    fn firsts(which: &Which) -> Vec<u8> {
+        let spec = which.among(&known()).expect("it means something");
+        spec.fingerprints.iter().map(|fingerprint| fingerprint[0]).collect()
     }
 
     fn of_fingerprint(digits: &str) -> Which {
@@ -178,17 +162,40 @@ mod tests {
     }
 
     #[test]
+    fn what_people_say_means_these_blocks() {
+        let which = Which::default();
+        assert_eq!(which.among(&known()).expect("all"), SweepSpec::default());
+        assert_eq!(firsts(&Which { model: Some("llama".to_owned()), ..which.clone() }), [0xab, 0xac]);
+        assert_eq!(firsts(&of_fingerprint("AC07")), [0xac]);
+        assert_eq!(firsts(&of_fingerprint(&known()[2].fingerprint)), [0xad]);
+        let tenant = |word: &str| Which { tenant_id: Some(word.to_owned()), ..which.clone() }.tenant().expect("one");
+        assert_eq!((tenant("none"), tenant("00000000000000ff")), (Some(0), Some(255)));
+        let disk = Which { tier: Some(TierName::Disk), ..which };
+        assert_eq!(disk.among(&known()).expect("a tier").tier.as_deref(), Some("disk"));
+    }
+
+    #[test]
     fn what_means_nothing_is_refused_with_what_to_do() {
-        let said = |which: Which, list: &CacheList| format!("{:#}", which.spec(list).expect_err("it means nothing"));
-        let mut list = list();
-        assert!(said(of_fingerprint("ab"), &list).contains("4 to 64"));
-        assert!(said(of_fingerprint("ffff"), &list).contains("cache ls"));
+        let mut known = known();
+        let said = |which: Which, known: &[_]| format!("{:#}", which.among(known).expect_err("it means nothing"));
+        assert!(said(of_fingerprint("ab"), &known).contains("4 to 64"));
+        assert!(said(of_fingerprint("ffff"), &known).contains("cache ls"));
         let model = Which { model: Some("gpt".to_owned()), ..Default::default() };
-        assert!(said(model, &list).contains("--fingerprint"));
+        assert!(said(model, &known).contains("--fingerprint"));
         let tenant = Which { tenant_id: Some("ff".to_owned()), ..Default::default() };
-        assert!(said(tenant, &list).contains("16 hexadecimal"));
-        list.rows[3].fingerprint = list.rows[0].fingerprint[..8].to_owned() + &"9".repeat(56);
-        assert!(said(of_fingerprint("ab07"), &list).contains("several"));
+        assert!(said(tenant, &known).contains("16 hexadecimal"));
+        let first = known[0].fingerprint.clone();
+        let alike = |digit: &str| first[..8].to_owned() + &digit.repeat(56);
+        known[2].fingerprint = alike("9");
+        let text = said(of_fingerprint("ab07"), &known);
+        let both = format!("{first}, {}", known[2].fingerprint);
+        assert_eq!(text, format!("2 fingerprints begin so; give more digits: {both}"));
+        let more =
+            ('0'..='9').map(|digit| CacheFingerprint { fingerprint: alike(&digit.to_string()), model: String::new() });
+        known.extend(more);
+        let text = said(of_fingerprint("ab07"), &known);
+        assert!(text.starts_with("11 fingerprints") && text.ends_with(" and others"), "{text}");
+        assert_eq!(text.matches("ab07").count(), SAID_MAX, "{text}");
     }
 
     /// `hashlib.sha256(b"alice").digest()`, as the connector names the tenant of this salt.

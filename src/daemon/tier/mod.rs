@@ -8,6 +8,7 @@
 
 mod clearing;
 mod disk;
+pub(crate) mod listing;
 pub(crate) mod metrics;
 mod opening;
 pub(crate) mod operator;
@@ -235,7 +236,7 @@ impl Hub {
                 self.tell_watchers(fingerprint, &changed(tier, &stored, &removed));
             }
             TierEvent::Cleared { fingerprint } => self.handle_cleared(fingerprint),
-            TierEvent::Listed { work, holdings } => self.tell_list(work, &holdings),
+            TierEvent::Listed { work, holdings } => self.tell_list(work, holdings),
             TierEvent::Loaded { work, result } => {
                 self.metrics.tier.loaded(result);
                 let Some(asked) = self.end_asked(work) else { return };

@@ -11,9 +11,9 @@
 //! each claim that was answered, for a Clear of each session's fingerprint, and for the jobs that are out. Processes
 //! that come and go faster than it is emptied may fill it all the same: what cannot be heard is refused, and a Clear is
 //! owed. Engines wait for loads, and nobody for a store: one thread of the normal class carries those out, whatever
-//! class the others are in, and sums what is only looked at; chores have another of that class. While a sweep goes on,
-//! the thread takes a slice of it every [`SLICE_PAUSE`]: it is real-time where that is allowed, and must not keep a
-//! core busy. Shutdown: no new jobs, those that are out are waited for.
+//! class the others are in, and sums what is only looked at; chores have another of that class. While a sweep or a
+//! long list goes on, the thread takes a slice of it every [`SLICE_PAUSE`]: it is real-time where that is allowed, and
+//! must not keep a core busy. Shutdown: no new jobs, those that are out are waited for.
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,6 +118,7 @@ pub(crate) struct TierHandle {
     inventory: Arc<Mutex<Inventory>>,
     /// Of the arena.
     pub(crate) bytes: u64,
+    pub(crate) has_disk: bool,
 }
 
 impl TierHandle {
@@ -135,7 +136,7 @@ impl TierHandle {
     #[cfg(test)]
     pub(super) fn unheard(room: usize) -> (Self, impl Fn() -> bool) {
         let (inbox, messages) = sync_channel(room);
-        (Self { inbox, inventory: Arc::default(), bytes: 0 }, move || messages.try_recv().is_ok())
+        (Self { inbox, inventory: Arc::default(), bytes: 0, has_disk: false }, move || messages.try_recv().is_ok())
     }
 
     pub(crate) fn inventory(&self) -> Inventory {
@@ -192,7 +193,7 @@ pub(crate) fn start(
         disk = Some(handle);
     }
     let inventory = Arc::new(Mutex::new(Inventory::default()));
-    let bytes = tiers.host().store().region().len();
+    let (bytes, has_disk) = (tiers.host().store().region().len(), tiers.disk().is_some());
     let mut thread = TierThread {
         clock,
         tiers,
@@ -216,7 +217,7 @@ pub(crate) fn start(
             drop(copier.join());
         }
     })?;
-    Ok((TierHandle { inbox, inventory, bytes }, thread))
+    Ok((TierHandle { inbox, inventory, bytes, has_disk }, thread))
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

@@ -136,7 +136,7 @@ impl Tiers {
         let goes = filter.is_in(Tier::Disk) && self.demotions.has_void();
         run.progress.is_over = !comes && !goes;
         if let Some(disk) = self.disk.as_mut().filter(|_| run.progress.is_over && filter.is_in(Tier::Disk)) {
-            disk.store_mut().erase_lost(|of| filter.names(of));
+            disk.store_mut().erase_lost(|of| filter.is_of(of));
         }
     }
 }

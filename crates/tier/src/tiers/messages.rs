@@ -107,7 +107,7 @@ pub enum TierEvent {
     Listed {
         /// The question.
         work: WorkId,
-        /// What each tier holds, by fingerprint and tenant.
+        /// What each tier holds, by class and tenant: see [`by_fingerprint`](super::by_fingerprint).
         holdings: Vec<(Tier, Holding)>,
     },
     /// A load has ended; nothing touches its blocks any more.

@@ -22,6 +22,7 @@ mod demotions;
 mod device;
 mod doomed;
 mod evicting;
+mod listing;
 mod loads;
 mod messages;
 mod promotions;
@@ -47,6 +48,8 @@ use self::demotions::Demotions;
 pub use self::device::Device;
 use self::doomed::Doomed;
 use self::evicting::Evicting;
+use self::listing::Listing;
+pub use self::listing::by_fingerprint;
 use self::loads::{Load, Loading};
 pub use self::messages::{
     ChainPiece, DiskJob, LoadRequest, Loaded, Lookup, StoreRequest, Tier, TierEvent, TierFailure,
@@ -109,6 +112,7 @@ pub struct Tiers {
     /// What is to be forgotten once no job is at it.
     clearing: Vec<Clearing>,
     doomed: Doomed,
+    lists: VecDeque<Listing>,
     evicting: Evicting,
     verifying: Verifying,
     /// Classes of first ranks: whose they are, and which cache group.
@@ -146,6 +150,7 @@ impl Tiers {
             deadlines: BTreeSet::new(),
             clearing: Vec::new(),
             doomed: Doomed::default(),
+            lists: VecDeque::new(),
             evicting: Evicting::default(),
             verifying: Verifying::default(),
             owners: HashMap::new(),

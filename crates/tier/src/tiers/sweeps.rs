@@ -9,8 +9,8 @@
 
 use kvferry_core::{Fingerprint, WorkId};
 
-use super::{Tier, TierEvent, Tiers};
-use crate::cache::{Cache, Holding};
+use super::{Tier, Tiers};
+use crate::cache::Cache;
 use crate::store::{ClassId, Store, Tenant};
 
 /// Places that one slice looks at: some 100 us where nothing is done about them.
@@ -80,20 +80,17 @@ impl SweepFilter {
     /// Whether such a block is meant, in a tier that is.
     #[must_use]
     pub fn fits(&self, fingerprint: Fingerprint, tenant: Tenant) -> bool {
-        self.names(fingerprint) && self.tenant.is_none_or(|of| of == tenant)
+        self.is_of(fingerprint) && self.tenant.is_none_or(|of| of == tenant)
     }
 
-    pub(super) fn names(&self, fingerprint: Fingerprint) -> bool {
+    pub(super) fn is_of(&self, fingerprint: Fingerprint) -> bool {
         self.fingerprints.is_empty() || self.fingerprints.contains(&fingerprint)
     }
 
-    pub(super) fn total(&self, tier: Tier, holdings: &[Holding]) -> SweepCount {
-        let mut count = SweepCount::default();
-        for holding in holdings.iter().filter(|of| self.is_in(tier) && self.fits(of.fingerprint, of.tenant)) {
-            count.blocks_total += holding.blocks;
-            count.bytes_total += holding.bytes;
-        }
-        count
+    fn total<S: Store>(&self, tier: Tier, cache: &Cache<S>) -> SweepCount {
+        let is_meant = |fingerprint| self.is_in(tier) && self.is_of(fingerprint);
+        let (blocks_total, bytes_total) = cache.total(is_meant, self.tenant);
+        SweepCount { blocks_total, bytes_total, ..SweepCount::default() }
     }
 }
 
@@ -107,24 +104,10 @@ impl SweepProgress {
 }
 
 impl Tiers {
-    /// Asks what the tiers hold. [`TierEvent::Listed`] follows.
-    pub fn list(&mut self, work: WorkId) {
-        let holdings = self.holdings();
-        self.events.push_back(TierEvent::Listed { work, holdings });
-    }
-
-    /// What the tiers hold, by fingerprint and tenant.
-    #[must_use]
-    pub fn holdings(&self) -> Vec<(Tier, Holding)> {
-        let disk = self.disk.as_ref().map(Cache::holdings).unwrap_or_default();
-        let host = self.host.holdings().into_iter().map(|holding| (Tier::Host, holding));
-        host.chain(disk.into_iter().map(|holding| (Tier::Disk, holding))).collect()
-    }
-
     /// Begins a sweep; one of the same kind that is under way ends.
     pub fn sweep(&mut self, work: WorkId, sweep: Sweep, filter: SweepFilter) {
-        let host = filter.total(Tier::Host, &self.host.holdings());
-        let disk = self.disk.as_ref().map(|disk| filter.total(Tier::Disk, &disk.holdings())).unwrap_or_default();
+        let host = filter.total(Tier::Host, &self.host);
+        let disk = self.disk.as_ref().map(|disk| filter.total(Tier::Disk, disk)).unwrap_or_default();
         let progress = SweepProgress { work, is_over: false, host, disk };
         match sweep {
             Sweep::Evict => self.begin_eviction(progress, filter),
@@ -147,14 +130,15 @@ impl Tiers {
         }
     }
 
-    /// Whether a sweep would go on now, without anything having happened.
+    /// Whether a sweep or a list would go on now, without anything having happened.
     #[must_use]
     pub fn has_slice(&self) -> bool {
-        self.evicting.has_slice() || self.verifying.has_slice()
+        !self.lists.is_empty() || self.evicting.has_slice() || self.verifying.has_slice()
     }
 
-    /// Goes on with sweeps, for a moment.
+    /// Goes on with sweeps and lists, for a moment.
     pub fn slice(&mut self) {
+        self.list_piece();
         self.evict_slice();
         self.turn_verification();
     }

@@ -2,7 +2,7 @@
 
 use super::verifying::CHECK_BYTES;
 use super::*;
-use crate::cache::Left;
+use crate::cache::{Holding, Left};
 
 pub(super) fn everything() -> SweepFilter {
     SweepFilter::default()
@@ -50,10 +50,28 @@ impl Node {
     }
 }
 
+/// What a list tells, and after how many slices.
+fn list(node: &mut Node) -> (Vec<(Tier, Holding)>, usize) {
+    let work = node.work();
+    node.tiers.list(work);
+    let mut slices = 0;
+    loop {
+        match node.tiers.poll_event() {
+            Some(TierEvent::Listed { work: of, holdings }) if of == work => return (by_fingerprint(&holdings), slices),
+            Some(event) => node.changes.push(event),
+            None => {
+                assert!(node.tiers.has_slice(), "nothing else that happens would end it");
+                node.tiers.slice();
+                slices += 1;
+            }
+        }
+    }
+}
+
 /// In which tier, and blocks, bytes and hits of it.
-fn held(node: &Node) -> Vec<(Tier, u64, u64, u64)> {
-    let row = |(tier, of): (Tier, crate::cache::Holding)| (tier, of.blocks, of.bytes, of.hits);
-    node.tiers.holdings().into_iter().map(row).collect()
+fn held(node: &mut Node) -> Vec<(Tier, u64, u64, u64)> {
+    let row = |(tier, of): (Tier, Holding)| (tier, of.blocks, of.bytes, of.hits);
+    list(node).0.into_iter().map(row).collect()
 }
 
 /// Blocks 1 and 2 in both tiers, and 3 in host memory.
@@ -71,16 +89,60 @@ pub(super) fn full() -> (Node, Arc<Device>) {
 #[test]
 fn it_is_known_whose_blocks_are_where_also_after_a_restart() {
     let (mut node, engine) = full();
-    assert_eq!(held(&node), [(Tier::Host, 3, 3 * BLOCK_BYTES, 2), (Tier::Disk, 2, 2 * BLOCK_BYTES, 0)]);
-    let used = node.tiers.holdings().iter().map(|(_, of)| of.used).collect::<Vec<_>>();
+    assert_eq!(held(&mut node), [(Tier::Host, 3, 3 * BLOCK_BYTES, 2), (Tier::Disk, 2, 2 * BLOCK_BYTES, 0)]);
+    let used = list(&mut node).0.iter().map(|(_, of)| of.used).collect::<Vec<_>>();
     assert_eq!(used, [Some(at(1)), None]);
     node.restart_without_memory();
-    assert_eq!(held(&node), [(Tier::Disk, 2, 2 * BLOCK_BYTES, 0)]);
-    let holdings = node.tiers.holdings();
+    assert_eq!(held(&mut node), [(Tier::Disk, 2, 2 * BLOCK_BYTES, 0)]);
+    let (holdings, _) = list(&mut node);
     assert_eq!((holdings[0].1.fingerprint, holdings[0].1.tenant), (engine.fingerprint(), Tenant(0)));
     node.tiers.clear(at(2), &[engine]);
     node.run(at(2));
-    assert_eq!((held(&node), node.left(Left::Cleared)), (Vec::new(), (0, 2)));
+    assert_eq!((held(&mut node), node.left(Left::Cleared)), (Vec::new(), (0, 2)));
+}
+
+#[test]
+fn many_tenants_are_told_a_few_at_a_time() {
+    let mut node = Node::new();
+    let classes = [0, 1].map(|part| node.tiers.host.class(Fingerprint([9; 32]), part, 1 << 10).expect("a class"));
+    let mut keep = |number: u64, tenant| {
+        for class in classes {
+            let mut hash = [0; 32];
+            hash[..8].copy_from_slice(&number.to_le_bytes());
+            let filling = node.tiers.host.admit(at(0), class, hash, None, Tenant(tenant)).expect("room");
+            node.tiers.host.seal(filling, 0, None);
+        }
+    };
+    (0..100).for_each(|number| keep(number, number));
+    keep(100, 7);
+    let (holdings, slices) = list(&mut node);
+    assert!(slices >= 10, "{slices}");
+    assert_eq!(holdings.len(), 100, "both classes are of one fingerprint");
+    assert_eq!(holdings.iter().map(|(_, of)| of.blocks).sum::<u64>(), 202);
+    assert!(holdings.iter().all(|(_, of)| of.blocks == if of.tenant == Tenant(7) { 4 } else { 2 }));
+    // A second one waits for its turn.
+    let works = [node.work(), node.work()];
+    works.into_iter().for_each(|work| node.tiers.list(work));
+    let told: Vec<_> = std::iter::from_fn(|| {
+        while node.tiers.has_slice() {
+            node.tiers.slice();
+        }
+        node.tiers.poll_event()
+    })
+    .filter_map(|event| match event {
+        TierEvent::Listed { work, holdings } => Some((work, holdings.len())),
+        _ => None,
+    })
+    .collect();
+    assert_eq!(told, works.map(|work| (work, 200)));
+    for (tenant, blocks) in [(None, 202), (Some(7), 4), (Some(9999), 0)] {
+        let filter = SweepFilter { tenant: tenant.map(Tenant), ..Default::default() };
+        node.begin(Sweep::Verify, filter);
+        let host = node.tiers.sweeps(Sweep::Verify).expect("begun").host;
+        assert_eq!((host.blocks_total, host.bytes_total), (blocks, blocks << 10));
+    }
+    node.sweep(Sweep::Evict, everything());
+    assert_eq!(list(&mut node), (Vec::new(), 0));
 }
 
 #[test]
@@ -98,7 +160,7 @@ fn what_is_to_go_goes_from_both_tiers_and_nothing_else_does() {
     let filter = SweepFilter { fingerprints: vec![engine.fingerprint()], tenant: Some(Tenant(0)), tier: None };
     let progress = node.sweep(Sweep::Evict, filter);
     assert_eq!((progress.host.blocks_total, progress.host.blocks, progress.host.bytes), (3, 3, 3 * BLOCK_BYTES));
-    assert_eq!((held(&node), node.left(Left::Asked)), (Vec::new(), (3, 2)));
+    assert_eq!((held(&mut node), node.left(Left::Asked)), (Vec::new(), (3, 2)));
     assert_eq!(node.lookup(at(2), &[&engine], &[hash(1)]).1, 0);
     assert_eq!(node.keep(at(3), &engine, None, &[(1, 10)]), 1, "and begins anew");
 }
@@ -190,6 +252,21 @@ fn every_block_is_read_and_what_is_damaged_goes() {
     assert_eq!((node.left(Left::Damaged), node.tiers.host().blocks()), ((1, 0), 2));
     let again = node.sweep(Sweep::Verify, everything());
     assert_eq!((again.host, again.disk), (count(2), count(2)), "it is gone, and read no more");
+}
+
+#[test]
+fn a_tier_that_is_not_there_is_swept_at_once() {
+    let mut node = Node::new();
+    node.keep(at(0), &device(0, 1), None, &[(1, 10)]);
+    for sweep in [Sweep::Evict, Sweep::Verify] {
+        node.begin(sweep, SweepFilter { tier: Some(Tier::Disk), ..Default::default() });
+        assert!(node.tiers.has_slice(), "{sweep:?}: nothing else that happens would end it");
+        node.carry_on();
+        let progress = node.tiers.sweeps(sweep).expect("begun");
+        assert!(progress.is_over && progress.disk == SweepCount::default(), "{progress:?}");
+        assert!(!node.tiers.has_slice());
+    }
+    assert_eq!(node.tiers.host().blocks(), 1);
 }
 
 #[test]
