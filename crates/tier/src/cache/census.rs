@@ -9,7 +9,7 @@ use super::Cache;
 use crate::spread::Spread;
 use crate::store::{ClassId, Store, Tenant};
 
-/// Rows that are told at once: some 100 us (`cargo bench -p kvferry-tier --bench steps`).
+/// Rows that are told at once. Chosen: as many as a slice of a sweep looks at.
 const ROWS_AT_ONCE: usize = if cfg!(test) { 8 } else { 4096 };
 
 /// What one tenant has of one fingerprint in one store, or in one class of it.
