@@ -13,7 +13,8 @@
 //! Every call is short, since a look-up waits for whatever the thread is at: what takes longer than a few hundred
 //! microseconds is a [`Chore`] for another thread, or done in pieces by [`Tiers::tidy`].
 //!
-//! Nobody waits behind all blocks of another request: each gets one job at a time, in turn. Limits: [`TierLimits`]. Failure: a [`TierFailure`], and nothing in here touches the engine's blocks any more.
+//! Nobody waits behind all blocks of another request: each load gets one job at a time, in turn, and so does each engine's
+//! oldest store. Limits: [`TierLimits`]. Failure: a [`TierFailure`], and nothing in here touches the engine's blocks any more.
 
 mod chores;
 mod claims;
@@ -55,7 +56,7 @@ pub use self::messages::{
     ChainPiece, DiskJob, LoadRequest, Loaded, Lookup, StoreRequest, Tier, TierEvent, TierFailure,
 };
 use self::promotions::Promotions;
-use self::stores::Store;
+use self::stores::{Store, StoreTurns};
 pub use self::sweeps::{Sweep, SweepCount, SweepFilter, SweepProgress};
 use self::verifying::Verifying;
 pub use self::verifying::{CheckJob, Checked};
@@ -105,7 +106,7 @@ pub struct Tiers {
     stores: HashMap<WorkId, Store>,
     /// Whose turn it is.
     load_turns: VecDeque<WorkId>,
-    store_turns: VecDeque<WorkId>,
+    store_turns: StoreTurns,
     jobs: HashMap<JobId, Job>,
     next_job: u64,
     deadlines: BTreeSet<(Time, WorkId)>,
@@ -144,7 +145,7 @@ impl Tiers {
             loads: HashMap::new(),
             stores: HashMap::new(),
             load_turns: VecDeque::new(),
-            store_turns: VecDeque::new(),
+            store_turns: StoreTurns::default(),
             jobs: HashMap::new(),
             next_job: 0,
             deadlines: BTreeSet::new(),
@@ -196,18 +197,6 @@ impl Tiers {
         None
     }
 
-    /// The next blocks to take in, for which nobody waits; as [`poll_load`](Self::poll_load).
-    pub fn poll_store(&mut self, now: Time) -> Option<CopyJob> {
-        while let Some(work) = self.store_turns.pop_front() {
-            if let Some(job) = self.next_store_job(now, work) {
-                self.store_turns.push_back(work);
-                return Some(job);
-            }
-            self.settle_store(now, work);
-        }
-        None
-    }
-
     /// The next block for the disk, or from it: those that somebody waits for come first, those that are only looked at last.
     pub fn poll_disk(&mut self, now: Time) -> Option<DiskJob> {
         self.next_read(now).or_else(|| self.next_write(now)).or_else(|| self.next_disk_check())
@@ -246,6 +235,7 @@ impl Tiers {
             self.settle_load(work);
         } else if let Some(store) = self.stores.get_mut(&work) {
             store.fail(failure);
+            self.store_turns.remove(work);
             self.settle_store(now, work);
         }
     }

@@ -4,6 +4,9 @@
 //! Copying -> every block copied, or passed over -> Copied -> commit -> sealed, found
 //!                                                        \-> abort, deadline -> room
 //! ```
+//!
+//! Engines take turns, a job each; the stores of one are carried out in the order in which they came, since the blocks of a
+//! later one may stand behind those of an earlier one ([`StoreTurns`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -55,6 +58,31 @@ pub(super) struct Store {
     waits_until: Option<Time>,
 }
 
+/// Whose blocks are taken in next: those of one rank after those of another, each rank's stores in order.
+#[derive(Default)]
+pub(super) struct StoreTurns(VecDeque<Waiting>);
+
+/// Stores of one rank that have blocks left.
+struct Waiting {
+    device: Arc<Device>,
+    stores: VecDeque<WorkId>,
+}
+
+impl StoreTurns {
+    fn push(&mut self, device: &Arc<Device>, work: WorkId) {
+        match self.0.iter_mut().find(|waiting| Arc::ptr_eq(&waiting.device, device)) {
+            Some(waiting) => waiting.stores.push_back(work),
+            None => self.0.push_back(Waiting { device: Arc::clone(device), stores: VecDeque::from([work]) }),
+        }
+    }
+
+    /// It has nothing left to take in.
+    pub(super) fn remove(&mut self, work: WorkId) {
+        self.0.iter_mut().for_each(|waiting| waiting.stores.retain(|of| *of != work));
+        self.0.retain(|waiting| !waiting.stores.is_empty());
+    }
+}
+
 impl Store {
     pub(super) fn fail(&mut self, failure: TierFailure) {
         self.failure.get_or_insert(failure);
@@ -67,8 +95,8 @@ impl Tiers {
     pub fn store(&mut self, work: WorkId, request: &StoreRequest) {
         match self.accept_store(work, request) {
             Ok(store) => {
+                self.store_turns.push(&store.device, work);
                 self.stores.insert(work, store);
-                self.store_turns.push_back(work);
             }
             Err(failure) => self.events.push_back(TierEvent::Copied { work, failure: Some(failure) }),
         }
@@ -105,8 +133,23 @@ impl Tiers {
         Ok(Store { device, tenant, left, jobs: 0, filled: Vec::new(), failure: None, waits_until: None })
     }
 
+    /// The next blocks to take in, for which nobody waits; as [`poll_load`](Self::poll_load).
+    pub fn poll_store(&mut self, now: Time) -> Option<CopyJob> {
+        while let Some(mut waiting) = self.store_turns.0.pop_front() {
+            while let Some(&work) = waiting.stores.front() {
+                if let Some(job) = self.next_store_job(now, work) {
+                    self.store_turns.0.push_back(waiting);
+                    return Some(job);
+                }
+                waiting.stores.pop_front();
+                self.settle_store(now, work);
+            }
+        }
+        None
+    }
+
     /// The next blocks of a store; none when there are no more for which there is room.
-    pub(super) fn next_store_job(&mut self, now: Time, work: WorkId) -> Option<CopyJob> {
+    fn next_store_job(&mut self, now: Time, work: WorkId) -> Option<CopyJob> {
         let store = self.stores.get_mut(&work)?;
         let (device, tenant) = (Arc::clone(&store.device), store.tenant);
         let (mut places, mut copies): (Vec<_>, Vec<_>) = (Vec::new(), Vec::new());
@@ -120,13 +163,13 @@ impl Tiers {
             let place = match self.host.admit(now, next.kind.host, next.hash, next.parent, tenant) {
                 Ok(place) => place,
                 Err(NotAdmitted::There) => continue,
-                Err(NotAdmitted::NotYet) => {
-                    store.left.push_front(next);
-                    break;
-                }
-                // Nor is there room for what stands behind it.
+                // Nor is there room for what stands behind it. Places in memory are never still to be made.
                 Err(
-                    NotAdmitted::WithoutParent | NotAdmitted::Quota | NotAdmitted::ReadOnly | NotAdmitted::WorthLess,
+                    NotAdmitted::WithoutParent
+                    | NotAdmitted::Quota
+                    | NotAdmitted::ReadOnly
+                    | NotAdmitted::WorthLess
+                    | NotAdmitted::NotYet,
                 ) => {
                     store.left.retain(|left| left.group != next.group);
                     continue;
@@ -231,5 +274,12 @@ impl Tiers {
         for filled in store.filled.into_iter().rev() {
             self.host.abandon(filled.place);
         }
+    }
+}
+
+#[cfg(test)]
+impl StoreTurns {
+    pub(super) fn waiting(&self) -> usize {
+        self.0.iter().map(|waiting| waiting.stores.len()).sum()
     }
 }

@@ -12,6 +12,7 @@ use crate::store::{BlockHash, Tenant};
 mod clearing;
 mod refused;
 mod room;
+mod storing;
 mod sweeping;
 mod watching;
 mod with_disk;
