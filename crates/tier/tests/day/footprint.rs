@@ -12,8 +12,10 @@ pub(crate) struct Footprint {
     pub(crate) descriptors: u64,
     /// In the store's directory.
     pub(crate) files: u64,
-    /// As the disk counts them.
+    /// As the disk counts them: a file system may need a block more or less for where a file's blocks are.
     pub(crate) bytes: u64,
+    /// As the files say.
+    pub(crate) lengths: u64,
 }
 
 impl Footprint {
@@ -25,10 +27,15 @@ impl Footprint {
         let descriptors = std::fs::read_dir("/proc/self/fd").expect("read fd").count() as u64;
         let sizes = std::fs::read_dir(store).expect("a store").map(|file| {
             let data = file.expect("a file").metadata().expect("its data");
-            data.len().max(data.blocks() * 512)
+            (data.len(), data.len().max(data.blocks() * 512))
         });
-        let (files, bytes) = sizes.fold((0, 0), |(files, bytes), size| (files + 1, bytes + size));
-        Self { memory_kib, descriptors, files, bytes }
+        let mut now = Self { memory_kib, descriptors, ..Self::default() };
+        for (length, bytes) in sizes {
+            now.files += 1;
+            now.bytes += bytes;
+            now.lengths += length;
+        }
+        now
     }
 
     /// Each number becomes the larger one.
@@ -37,12 +44,13 @@ impl Footprint {
         self.descriptors = self.descriptors.max(other.descriptors);
         self.files = self.files.max(other.files);
         self.bytes = self.bytes.max(other.bytes);
+        self.lengths = self.lengths.max(other.lengths);
     }
 }
 
 impl fmt::Display for Footprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { memory_kib, descriptors, files, bytes } = self;
+        let Self { memory_kib, descriptors, files, bytes, .. } = self;
         write!(f, "{} MiB of memory, {descriptors} fds, {} MiB in {files} files", memory_kib >> 10, bytes >> 20)
     }
 }

@@ -94,6 +94,10 @@ fn a_day_leaves_memory_and_files_as_they_are_and_every_read_is_right() {
             // Names of this hour alone.
             let names: Vec<u64> = request.blocks.iter().map(|block| hour << 32 | u64::from(*block)).collect();
             read += node.serve(Time::from_nanos(at_ms * 1_000_000), &names);
+            if hour < scale.warm_up_hours {
+                // The disk has all its files before the warm-up ends, however slow it is: the trace's clock does not wait.
+                node.wait_for_disk(Time::from_nanos(at_ms * 1_000_000));
+            }
             if at_ms >= next_sample {
                 next_sample = at_ms + SAMPLE_MS;
                 let sample = Footprint::now(&node.store());
@@ -110,7 +114,7 @@ fn a_day_leaves_memory_and_files_as_they_are_and_every_read_is_right() {
     node.check();
     assert_eq!(all.damaged, 0);
     assert!(all.from_host > 0 && all.from_disk > 0, "a tier was of no use: {all}");
-    assert!(after.files <= warm.files && after.bytes <= warm.bytes, "files grow: {warm} -> {after}");
+    assert!(after.files <= warm.files && after.lengths <= warm.lengths, "files grow: {warm} -> {after}");
     assert!(after.descriptors <= warm.descriptors, "descriptors grow: {warm} -> {after}");
     let may_be = warm.memory_kib + growth_kib_max(&scale);
     assert!(after.memory_kib <= may_be, "memory grows: {warm} -> {after}, {} MiB at most", may_be >> 10);

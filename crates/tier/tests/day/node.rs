@@ -98,6 +98,41 @@ impl Node {
         read
     }
 
+    /// Until nothing is to be written, and nothing is under way.
+    pub(crate) fn wait_for_disk(&mut self, now: Time) {
+        let mut done = Vec::new();
+        loop {
+            let mut is_busy = self.hand_out(now);
+            is_busy |= self.mover.in_flight() > 0;
+            if !is_busy {
+                return;
+            }
+            self.mover.turn(&mut done);
+            if done.is_empty() && self.mover.in_flight() > 0 {
+                self.mover.wait(Duration::from_secs(1));
+            }
+            done.drain(..).for_each(|done| self.tiers.handle_disk(done));
+            while self.tiers.poll_event().is_some() {}
+        }
+    }
+
+    /// What others than the engine have to do: whether there was anything.
+    fn hand_out(&mut self, now: Time) -> bool {
+        let mut is_busy = false;
+        while let Some(chore) = self.tiers.poll_chore() {
+            self.tiers.handle_chore(chore.run());
+            is_busy = true;
+        }
+        while let Some(job) = self.tiers.poll_disk(now) {
+            match job {
+                DiskJob::Read { tag, block, span } => self.mover.read(tag, block, &span).expect("room"),
+                DiskJob::Write { tag, filling, span } => self.mover.write(tag, filling, &span).expect("room"),
+            }
+            is_busy = true;
+        }
+        is_busy
+    }
+
     /// How many blocks need not be computed.
     fn load(&mut self, now: Time, names: &[u64], hashes: &[BlockHash], read: &mut Read) -> usize {
         let claim = self.work();
@@ -169,15 +204,7 @@ impl Node {
                 let copied = job.run();
                 self.tiers.handle_copied(now, &copied);
             }
-            while let Some(chore) = self.tiers.poll_chore() {
-                self.tiers.handle_chore(chore.run());
-            }
-            while let Some(job) = self.tiers.poll_disk(now) {
-                match job {
-                    DiskJob::Read { tag, block, span } => self.mover.read(tag, block, &span).expect("room"),
-                    DiskJob::Write { tag, filling, span } => self.mover.write(tag, filling, &span).expect("room"),
-                }
-            }
+            self.hand_out(now);
             self.mover.turn(&mut done);
             let mut found = None;
             while let Some(event) = self.tiers.poll_event() {
