@@ -254,9 +254,14 @@ impl Node {
     }
 }
 
-/// Blocks that a tier of so many bytes remembers when it is full.
+/// Blocks that a tier of so many bytes has room for.
+pub(crate) const fn stored_max(bytes: u64) -> u64 {
+    bytes / SLOT_BYTES
+}
+
+/// Blocks that it remembers when it is full.
 pub(crate) const fn known_max(bytes: u64) -> u64 {
-    bytes / SLOT_BYTES * KNOWN_PER_STORED
+    stored_max(bytes) * KNOWN_PER_STORED
 }
 
 fn offset(layer: u64, block: u64) -> u64 {
