@@ -3,7 +3,7 @@
 //! ```text
 //! cargo bench -p kvferry-tier --bench disk           up to 7 GiB in a folder beside the program, for two minutes; wants fio
 //! cargo bench -p kvferry-tier --bench disk -- recovery        that part alone
-//! cargo bench -p kvferry-tier --bench disk -- --json --rounds=2 1024k 2048k       one JSON document of the medians
+//! cargo bench -p kvferry-tier --bench disk -- --json --rounds=6 1024k 2048k       one JSON document of the medians
 //! ```
 //!
 //! Blocks move between the disk and an engine's region, [`DEPTH`] at once; reads are held against their checksums. fio moves
@@ -31,8 +31,9 @@ use serde_json::{Value, json};
 /// Operations at once, by size of block: what the disk of the measurements needs to be busy.
 const DEPTHS: [(u64, u32); 3] = [(64 << 10, 32), (1 << 20, 8), (2 << 20, 8)];
 const STORED_BYTES: u64 = 2 << 30;
-const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_millis(1500);
+const ROUNDS: usize = 10;
+/// Short and many: the seconds of a disk that others use differ by more than what is to be told apart.
+const ROUND: Duration = Duration::from_millis(750);
 const RECOVERED_BLOCKS: u64 = 1_000_000;
 
 fn limits(bytes_max: u64) -> Limits {
