@@ -32,7 +32,7 @@ fn a_daemon_killed_at_any_moment_costs_recompute() {
         load.drain();
         survivor.wait_quiet();
 
-        victim.restart();
+        victim.restart_at_its_address();
         if kills_holder {
             load.prefill.wait_attached_again();
             load.forget_leases();
@@ -62,7 +62,7 @@ fn a_daemon_of_two_engines_is_killed_in_the_middle_of_a_copy() {
         }
         daemon.kill();
         load.drain();
-        daemon.restart();
+        daemon.restart_at_its_address();
         load.prefill.wait_attached_again();
         load.decode.wait_attached_again();
         load.forget_leases();

@@ -109,7 +109,7 @@ fn a_peer_that_starts_again_says_so_and_is_linked_at_once() {
         let down = d.wait_for("a link that is down", is_down);
         assert_ne!(link(&down, &peer).expect("a link")["fault"], "", "{down:#}");
         let marked = d.log_length();
-        p.restart();
+        p.restart_at_its_address();
         let epoch = wait_up(&d, &p);
         assert_ne!(epoch, before);
         let (ready, up) = (p.log_time(0, " ready "), d.log_time(marked, "link is up"));
@@ -139,7 +139,7 @@ fn a_ticket_ends_the_wait_for_a_peer_that_said_nothing() {
         d.wait_for("a link that is down", |status| link(status, &peer).is_some_and(|link| link["up"] == false));
         // Without its list of peers it calls nobody.
         std::fs::write(p.directory.path().join("kvferry.peers"), "").expect("write");
-        p.restart();
+        p.restart_at_its_address();
         prefill.wait_attached_again();
         let ups = d.metric("kvferry_link_ups_total");
         let took = hand_over(&prefill, &mut decode, &d);

@@ -21,7 +21,7 @@ fn a_ticket_from_before_a_restart_is_refused() {
     let mut decode = StandInEngine::attach(&d, "D0");
     prefill.fill(1);
     let old = prefill.grant("r1", &[1, 2], 60_000).ticket;
-    p.restart();
+    p.restart_at_its_address();
     prefill.wait_attached_again();
     assert_eq!(refused(&mut decode, &old).as_deref(), Some("ticket"));
     let key = decode.redeem(&prefill.grant("r2", &[1, 2], 10_000).ticket, &[1, 2]);
@@ -30,7 +30,7 @@ fn a_ticket_from_before_a_restart_is_refused() {
     // The reader's restart is none of the ticket's business.
     let mut d = d;
     let granted = prefill.grant("r3", &[1, 2], 30_000);
-    d.restart();
+    d.restart_at_its_address();
     decode.wait_attached_again();
     let key = decode.redeem(&granted.ticket, &[1, 2]);
     assert_eq!(decode.outcome(key), None);

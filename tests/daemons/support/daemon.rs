@@ -99,9 +99,16 @@ impl Daemon {
         Self { directory, peer, data, admin, child, config, level, within, log }
     }
 
-    /// Kills it with SIGKILL and starts another one in its place, on the same control port and socket.
+    /// Kills it with SIGKILL and starts another one in its place, on the same socket.
     pub(crate) fn restart(&mut self) {
         self.replace(Signal::KILL);
+    }
+
+    /// As [`restart`](Self::restart), on the same control port, for who has peers. Meanwhile anybody may be given that port.
+    pub(crate) fn restart_at_its_address(&mut self) {
+        let any = format!("[peer]\nlisten = \"{}:0\"", self.peer.ip());
+        self.config = self.config.replacen(&any, &format!("[peer]\nlisten = \"{}\"", self.peer), 1);
+        self.restart();
     }
 
     /// Ends it by a signal and starts another one in its place.
@@ -109,12 +116,8 @@ impl Daemon {
         // Gone already is just as well.
         let _ = kill_process(Pid::from_child(&self.child), signal);
         let _ = self.child.wait();
-        let config = self.config.replacen(
-            &format!("[peer]\nlisten = \"{}:0\"", self.peer.ip()),
-            &format!("[peer]\nlisten = \"{}\"", self.peer),
-            1,
-        );
         let directory = std::mem::replace(&mut self.directory, directory());
+        let config = std::mem::take(&mut self.config);
         *self = Self::launch(directory, config, self.level, std::mem::take(&mut self.within));
     }
 

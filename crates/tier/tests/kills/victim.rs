@@ -2,9 +2,14 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, set_parent_process_death_signal};
+
+/// A process that is being started has everything that this one has open, locks of stores among them, until it runs another
+/// program: none is started while a store is open here, by whichever test.
+static STARTING: RwLock<()> = RwLock::new(());
 
 /// A store, its journal, and something to do.
 pub(crate) trait World {
@@ -56,14 +61,16 @@ impl Kills {
         let mut random = fastrand::Rng::with_seed(seed);
         let longest_us = u64::try_from(self.longest.as_micros()).expect("short");
         std::fs::write(folder.join("parent"), std::process::id().to_string()).expect("write");
-        drop(W::open(folder));
+        drop(open::<W>(folder));
         let (begun, mut most) = (Instant::now(), 0);
         for round in 1..=count {
+            let alone = STARTING.write().unwrap_or_else(PoisonError::into_inner);
             let child = Command::new(std::env::current_exe().expect("this program"))
                 .args(["--exact", self.victim, "--quiet"])
                 .current_dir(folder)
                 .stdout(Stdio::null())
                 .spawn();
+            drop(alone);
             let mut child = Killed(child.expect("start the victim"));
             let end = Instant::now() + Duration::from_micros(random.u64(1_000..longest_us));
             while let Some(left) = end.checked_duration_since(Instant::now()) {
@@ -73,7 +80,7 @@ impl Kills {
             child.0.kill().expect("kill -9");
             let status = child.0.wait().expect("its end");
             assert!(status.code().is_none(), "round {round}: the victim ended by itself: {status}");
-            let there = W::open(folder).check();
+            let there = open::<W>(folder).world.check();
             look();
             most = most.max(there);
             if round % 100 == 0 || round == count {
@@ -86,6 +93,18 @@ impl Kills {
         }
         most
     }
+}
+
+/// A world of this process's, and what keeps others from starting processes meanwhile.
+struct Open<W> {
+    // Goes first.
+    world: W,
+    _nobody_starts: RwLockReadGuard<'static, ()>,
+}
+
+fn open<W: World>(folder: &Path) -> Open<W> {
+    let nobody_starts = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    Open { world: W::open(folder), _nobody_starts: nobody_starts }
 }
 
 /// Does not outlive a test that fails.
