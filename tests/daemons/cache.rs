@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use kvferry_client::{BlockHash, Sweep, SweepSpec};
+use kvferry_client::{BlockHash, Client, Sweep, SweepSpec};
 use kvferry_proto::v1::{self, from_daemon, to_daemon};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -163,15 +163,16 @@ fn all_who_ask_at_once_are_answered() {
     let node = Node::start();
     let mut engine = node.engine("E0", of(7, "llama", ""));
     keep(&mut engine, 1..3);
-    let ask = || {
-        let operator = node.daemon.operator();
-        for _ in 0..50 {
+    let operators = [(); 8].map(|()| node.daemon.operator());
+    // Nobody asks a second time before all have their answers: who waits for the next list is helped by no other question.
+    for _ in 0..50 {
+        let ask = |operator: &Client| {
             let list: Value =
                 serde_json::from_str(&operator.cache_list(&SweepSpec::default()).expect("a list")).expect("JSON");
             assert_eq!(list["rows"][0]["blocks"].as_u64(), Some(2), "{list}");
-        }
-    };
-    std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(ask))));
+        };
+        std::thread::scope(|scope| operators.iter().for_each(|operator| drop(scope.spawn(move || ask(operator)))));
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! How long one step of the tiers' thread takes: a look-up waits for whatever the thread is at.
 //!
 //! ```text
-//! cargo bench -p kvferry-tier --bench steps                    100,000 blocks stored, found, evicted, on disk and off it
+//! cargo bench -p kvferry-tier --bench steps                    100,000 blocks stored, found, evicted, on disk and off it;
+//!                                                              100,000 tenants listed
 //! cargo bench -p kvferry-tier --bench steps -- FOLDER          the disk's part there
 //! ```
 //!
@@ -17,19 +18,22 @@ use kvferry_core::{BlockIndex, Fingerprint, Rank, Time, WorkId};
 use kvferry_memory::{Meter, Region};
 use kvferry_tier::disk::{self, Mover, Shelf};
 use kvferry_tier::host::Arena;
-use kvferry_tier::tiers::{Device, DiskJob, Lookup, StoreRequest, TierEvent, TierLimits, Tiers};
+use kvferry_tier::tiers::{Device, DiskJob, Lookup, StoreRequest, TierEvent, TierLimits, Tiers, by_fingerprint};
 use kvferry_tier::{BlockHash, Cache, CacheLimits, Tenant};
 
 /// Of a token and head.
 const CONTENT_BYTES: u32 = 128;
+/// Where there are many tenants.
+const LITTLE_CONTENT_BYTES: u32 = 8;
 const HEADS: u32 = 8;
 const TOKENS: u32 = 16;
-const BLOCK_BYTES: u64 = (CONTENT_BYTES * HEADS * TOKENS) as u64;
 const ENGINE_BLOCKS: u32 = 1024;
 const HOST_BYTES: u64 = 512 << 20;
 const DISK_BYTES: u64 = 1 << 30;
 const FILE_BYTES: u64 = 64 << 20;
 const STORED: u64 = 100_000;
+const TENANTS: u64 = 100_000;
+const LISTS: usize = 10;
 const BETWEEN_REQUESTS: Duration = Duration::from_millis(200);
 /// Conversations that may go on.
 const OPEN_MAX: usize = 400;
@@ -40,12 +44,16 @@ impl Steps {
     fn time<T>(&mut self, name: &'static str, step: impl FnOnce() -> T) -> T {
         let begun = Instant::now();
         let result = step();
-        let nanos = u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.add(name, begun.elapsed());
+        result
+    }
+
+    fn add(&mut self, name: &'static str, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         match self.0.iter_mut().find(|(of, _)| *of == name) {
             Some((_, times)) => times.push(nanos),
             None => self.0.push((name, vec![nanos])),
         }
-        result
     }
 
     fn tell(&mut self) {
@@ -191,19 +199,47 @@ impl Node {
             }
         }
     }
+
+    /// A block of each of so many tenants.
+    fn serve_tenants(&mut self, device: &Arc<Device>, tenants: u64) {
+        for tenant in (1..=tenants).map(Tenant) {
+            let (work, groups) = (self.work(), vec![(None, vec![(self.hash(), BlockIndex(0))])]);
+            self.tiers.store(work, &StoreRequest { device: Arc::clone(device), groups, tenant });
+            self.settle();
+            self.tiers.commit(self.now, work);
+            self.settle();
+        }
+    }
+
+    /// How many rows a list has.
+    fn list(&mut self) -> usize {
+        let work = self.work();
+        let begun = Instant::now();
+        self.steps.time("list", || self.tiers.list(work));
+        let holdings = loop {
+            match self.tiers.poll_event() {
+                Some(TierEvent::Listed { holdings, .. }) => break holdings,
+                Some(_) => {}
+                None => self.steps.time("slice", || self.tiers.slice()),
+            }
+        };
+        self.steps.add("(the whole list)", begun.elapsed());
+        self.steps.time("(its sums, on another thread)", || by_fingerprint(&holdings)).len()
+    }
 }
 
-fn device(fingerprint: u8) -> Arc<Device> {
+fn device(fingerprint: u8, content_bytes: u32) -> Arc<Device> {
+    let block_bytes = u64::from(content_bytes * HEADS * TOKENS);
     let span = LayerSpan {
         layer_count: 1,
         offset: 0,
-        layer_stride: u64::from(ENGINE_BLOCKS) * BLOCK_BYTES,
-        block_stride: BLOCK_BYTES,
+        layer_stride: u64::from(ENGINE_BLOCKS) * block_bytes,
+        block_stride: block_bytes,
         head_count: HEADS,
         token_count: TOKENS,
-        content_bytes: CONTENT_BYTES,
+        content_bytes,
     };
-    let bytes = u64::from(ENGINE_BLOCKS) * BLOCK_BYTES;
+    let bytes = u64::from(ENGINE_BLOCKS) * block_bytes;
     let layout = Layout::new(AxisOrder::Lbhnc, ENGINE_BLOCKS, bytes, vec![GroupLayout { spans: vec![span] }]);
     let memory = kvferry_memory::create("kvferry-steps", bytes).expect("memory");
     let region = Region::map(memory, bytes, &Meter::new()).expect("a region");
@@ -219,7 +255,7 @@ fn main() {
     let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
     let mut node = Node::open(memory.path(), disk.path());
     let mut random = fastrand::Rng::with_seed(3);
-    let (first, second) = (device(1), device(2));
+    let (first, second) = (device(1, CONTENT_BYTES), device(2, CONTENT_BYTES));
     node.serve(&first, STORED, &mut random);
     println!(
         "{} requests' works, {} stored, {} evicted from memory, {} on the disk, {} evicted from it",
@@ -244,14 +280,24 @@ fn main() {
 
     println!("\nthe first model's blocks are forgotten");
     node.steps = Steps(Vec::new());
-    let (host, disk) = (node.tiers.host().blocks(), node.tiers.disk().map_or(0, Cache::blocks));
+    let (in_memory, on_disk) = (node.tiers.host().blocks(), node.tiers.disk().map_or(0, Cache::blocks));
     let now = node.now;
     node.steps.time("clear", || node.tiers.clear(now, &[Arc::clone(&first)]));
     node.settle();
     println!(
         "{} blocks in memory, {} on the disk",
-        host - node.tiers.host().blocks(),
-        disk - node.tiers.disk().map_or(0, Cache::blocks)
+        in_memory - node.tiers.host().blocks(),
+        on_disk - node.tiers.disk().map_or(0, Cache::blocks)
     );
+    node.steps.tell();
+
+    println!("\n{TENANTS} tenants have a block each, and are listed {LISTS} times");
+    let memory = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let disk = tempfile::tempdir_in(disk.path()).expect("a folder on the disk");
+    let mut node = Node::open(memory.path(), disk.path());
+    node.serve_tenants(&device(3, LITTLE_CONTENT_BYTES), TENANTS);
+    node.steps = Steps(Vec::new());
+    let rows: Vec<_> = (0..LISTS).map(|_| node.list()).collect();
+    println!("{rows:?} rows");
     node.steps.tell();
 }

@@ -36,6 +36,30 @@ impl Node {
         }
     }
 
+    /// Has the disk read this, and nothing else.
+    pub(super) fn read(&mut self, job: DiskJob) {
+        let DiskJob::Read { tag, block, span } = job else { panic!("a write") };
+        self.mover.read(tag, block, &span).expect("room");
+        let mut done = Vec::new();
+        while done.is_empty() {
+            self.mover.wait(Duration::from_secs(1));
+            self.mover.turn(&mut done);
+        }
+        done.into_iter().for_each(|done| self.tiers.handle_disk(done));
+    }
+
+    /// Looks blocks up while nothing else happens.
+    fn look(&mut self, now: Time, engine: &Arc<Device>, chain: &[BlockHash]) -> (WorkId, u32) {
+        let claim = self.work();
+        self.tiers.lookup(now, claim, &Lookup { devices: vec![Arc::clone(engine)], groups: vec![chain.to_vec()] });
+        let events = std::iter::from_fn(|| self.tiers.poll_event());
+        let found = events.filter_map(|event| match event {
+            TierEvent::Found { claim: of, held, .. } if of == claim => Some(held[0]),
+            _ => None,
+        });
+        (claim, found.last().expect("an answer"))
+    }
+
     /// Where these bytes are in the arena.
     fn place(&self, wanted: &[u8]) -> u64 {
         let arena = self.tiers.host().store().region();
@@ -171,7 +195,11 @@ fn what_is_held_is_loaded_first_and_nobody_else_finds_it() {
     let chain = [hash(1), hash(2), hash(3)];
     let (claim, found) = node.lookup(at(2), &[&engine], &chain);
     assert_eq!(found, 3);
-    let progress = node.sweep(Sweep::Evict, everything());
+    node.begin(Sweep::Evict, everything());
+    assert_eq!(node.look(at(2), &engine, &chain).1, 0, "from the beginning on");
+    node.carry_on();
+    let progress = node.tiers.sweeps(Sweep::Evict).expect("begun");
+    assert!(progress.is_over, "{progress:?}");
     assert_eq!((progress.host.blocks, progress.host.held_blocks, progress.host.held_bytes), (0, 3, 3 * BLOCK_BYTES));
     assert_eq!((progress.disk.blocks, progress.disk.held_blocks), (3, 0), "the third was used a second time");
     let (late, found) = node.lookup(at(3), &[&engine], &chain);
@@ -187,13 +215,12 @@ fn what_is_held_is_loaded_first_and_nobody_else_finds_it() {
 #[test]
 fn nothing_comes_back_from_the_other_tier() {
     let (mut node, engine) = full();
-    // The third is on its way to the disk, and the first two on their way from it.
+    // The disk has all three, and the first two are on their way from it.
     let (claim, _) = node.lookup(at(2), &[&engine], &[hash(1), hash(2), hash(3)]);
     node.tiers.forget(claim);
     node.restart_without_memory();
-    let claim = node.work();
-    let lookup = Lookup { devices: vec![Arc::clone(&engine)], groups: vec![vec![hash(1), hash(2)]] };
-    node.tiers.lookup(at(3), claim, &lookup);
+    assert_eq!(node.on_disk(), 3);
+    let (claim, _) = node.look(at(3), &engine, &[hash(1), hash(2)]);
     let job = node.tiers.poll_disk(at(3)).expect("a read");
     let DiskJob::Read { tag, block, span } = job else { panic!("a write") };
     let work = node.begin(Sweep::Evict, everything());
@@ -218,11 +245,11 @@ fn a_write_that_is_under_way_leaves_nothing_on_the_disk() {
     node.keep(at(0), &engine, None, &[(9, 1)]);
     node.lookup(at(0), &[&engine], &[hash(9)]);
     node.keep(at(0), &engine, None, &[(1, 10), (2, 3)]);
-    let (claim, lookup) =
-        (node.work(), Lookup { devices: vec![Arc::clone(&engine)], groups: vec![vec![hash(1), hash(2)]] });
-    node.tiers.lookup(at(1), claim, &lookup);
+    node.look(at(1), &engine, &[hash(1), hash(2)]);
     let DiskJob::Write { tag, filling, span } = node.tiers.poll_disk(at(1)).expect("a write") else { panic!("a read") };
     node.begin(Sweep::Evict, SweepFilter { tier: Some(Tier::Disk), ..Default::default() });
+    // Who comes meanwhile finds them in host memory, which is not meant, and sends them to the disk once more.
+    assert_eq!(node.look(at(1), &engine, &[hash(1), hash(2)]).1, 2);
     node.tiers.slice();
     assert!(node.tiers.poll_disk(at(1)).is_none(), "the second is not begun");
     assert!(!node.tiers.sweeps(Sweep::Evict).expect("begun").is_over);
@@ -230,6 +257,16 @@ fn a_write_that_is_under_way_leaves_nothing_on_the_disk() {
     node.carry_on();
     assert!(node.tiers.sweeps(Sweep::Evict).expect("begun").is_over);
     assert_eq!((node.tiers.host().blocks(), node.on_disk()), (3, 0));
+}
+
+#[test]
+fn what_is_to_go_from_the_disk_is_not_found_there() {
+    let (mut node, engine) = full();
+    node.restart_without_memory();
+    node.begin(Sweep::Evict, SweepFilter { tier: Some(Tier::Disk), ..Default::default() });
+    assert_eq!((node.look(at(1), &engine, &[hash(1), hash(2)]).1, node.on_disk()), (0, 2));
+    node.carry_on();
+    assert_eq!((node.tiers.host().blocks(), node.on_disk()), (0, 0));
 }
 
 #[test]
@@ -252,6 +289,10 @@ fn every_block_is_read_and_what_is_damaged_goes() {
     assert_eq!((node.left(Left::Damaged), node.tiers.host().blocks()), ((1, 0), 2));
     let again = node.sweep(Sweep::Verify, everything());
     assert_eq!((again.host, again.disk), (count(2), count(2)), "it is gone, and read no more");
+    node.damage_on_disk(&content(&engine, 10));
+    let found = node.sweep(Sweep::Verify, everything());
+    assert_eq!((found.host, found.disk.blocks, found.disk.damaged), (count(2), 1, 1));
+    assert_eq!((node.left(Left::Damaged), node.on_disk()), ((1, 1), 1));
 }
 
 #[test]
@@ -290,12 +331,32 @@ fn a_damaged_block_that_is_held_goes_when_it_is_let_go() {
     let (claim, _) = node.lookup(at(2), &[&engine], &[hash(1), hash(2), hash(3)]);
     let place = node.place(&content(&engine, 60));
     node.tiers.host().store().region().write(place, &[content(&engine, 60)[0] ^ 8]).expect("inside");
-    assert_eq!(node.sweep(Sweep::Verify, everything()).host.damaged, 1);
+    for damaged in [1, 0] {
+        assert_eq!(node.sweep(Sweep::Verify, everything()).host.damaged, damaged, "counted once");
+    }
     let (late, found) = node.lookup(at(3), &[&engine], &[hash(1), hash(2), hash(3)]);
     assert_eq!((found, node.tiers.host().blocks(), node.left(Left::Damaged)), (2, 3, (0, 0)));
     node.tiers.forget(late);
     node.tiers.forget(claim);
     assert_eq!((node.tiers.host().blocks(), node.left(Left::Damaged)), (2, (1, 0)));
+}
+
+#[test]
+fn a_damaged_block_that_is_held_on_the_disk_goes_when_it_is_let_go() {
+    let (mut node, engine) = full();
+    node.restart_without_memory();
+    node.damage_on_disk(&content(&engine, 3));
+    node.begin(Sweep::Verify, SweepFilter { tier: Some(Tier::Disk), ..Default::default() });
+    let jobs: Vec<_> = std::iter::from_fn(|| node.tiers.poll_disk(at(1))).collect();
+    let (claim, found) = node.look(at(1), &engine, &[hash(1), hash(2)]);
+    assert_eq!((jobs.len(), found), (2, 2));
+    jobs.into_iter().for_each(|job| node.read(job));
+    assert_eq!(node.tiers.sweeps(Sweep::Verify).map(|of| of.disk.damaged), Some(1));
+    let (late, found) = node.look(at(2), &engine, &[hash(1), hash(2)]);
+    assert_eq!((found, node.on_disk(), node.left(Left::Damaged)), (1, 2, (0, 0)));
+    node.tiers.forget(late);
+    node.tiers.forget(claim);
+    assert_eq!((node.on_disk(), node.left(Left::Damaged)), (1, (0, 1)));
 }
 
 /// Twenty blocks in host memory, each of which takes more than one job to sum.
@@ -305,7 +366,9 @@ pub(super) fn with_large_blocks() -> Node {
     for number in 1..=20_u8 {
         let filling = node.tiers.host.admit(at(0), class, hash(number), None, Tenant(0)).expect("room");
         let region = node.tiers.host.store().region();
-        region.write(filling.offset, &vec![number; 1 << 16]).expect("inside");
+        // No part of it is as another.
+        let content: Vec<u8> = (0..1_u32 << 16).map(|at| number.wrapping_add((at / 257).to_le_bytes()[0])).collect();
+        region.write(filling.offset, &content).expect("inside");
         let sum = region.crc32c(0, filling.offset, 1 << 16).expect("inside");
         node.tiers.host.seal(filling, sum, None);
     }
@@ -318,6 +381,7 @@ fn a_large_block_is_summed_in_parts() {
     node.begin(Sweep::Verify, everything());
     let mut jobs = 0;
     while let Some(job) = node.tiers.poll_check() {
+        assert!(node.tiers.poll_check().is_none(), "one at a time");
         node.tiers.handle_checked(&job.run());
         jobs += 1;
     }
@@ -342,6 +406,25 @@ fn one_that_is_ended_lets_go_of_everything_and_another_begins() {
     assert_eq!(node.tiers.sweeps(Sweep::Verify).map(|of| (of.work, of.host.blocks)), Some((second, 0)));
     node.carry_on();
     assert_eq!(node.tiers.sweeps(Sweep::Verify).map(|of| (of.host.blocks, of.disk.blocks)), Some((3, 2)));
+}
+
+#[test]
+fn one_that_is_ended_lets_go_of_a_block_that_is_summed_in_part() {
+    for is_followed in [false, true] {
+        let mut node = with_large_blocks();
+        let class = node.tiers.host.class(Fingerprint([9; 32]), 0, 1 << 16).expect("a class");
+        let may_go = |node: &Node| crate::store::Store::may_go(node.tiers.host().store(), class, &hash(1));
+        let first = node.begin(Sweep::Verify, everything());
+        let job = node.tiers.poll_check().expect("a job");
+        node.tiers.handle_checked(&job.run());
+        assert!(!may_go(&node));
+        if is_followed {
+            node.begin(Sweep::Verify, everything());
+        } else {
+            node.tiers.end_sweep(first);
+        }
+        assert!(may_go(&node), "another begins: {is_followed}");
+    }
 }
 
 #[test]

@@ -2,6 +2,25 @@
 
 use super::*;
 
+impl Node {
+    /// Changes one bit of the block with this content.
+    pub(super) fn damage_on_disk(&self, wanted: &[u8]) {
+        let folder = self.disk.as_ref().expect("a disk").path().join("store");
+        let mut flipped = 0;
+        for entry in std::fs::read_dir(folder).expect("readable").flatten() {
+            let mut bytes = std::fs::read(entry.path()).expect("readable");
+            if let Some(at) = bytes.windows(wanted.len()).position(|bytes| bytes == wanted) {
+                bytes[at + 100] ^= 16;
+                let file = std::fs::OpenOptions::new().write(true).open(entry.path()).expect("ours");
+                std::os::unix::fs::FileExt::write_all_at(&file, &bytes[at..at + 128], at as u64).expect("written");
+                file.sync_all().expect("synced");
+                flipped += 1;
+            }
+        }
+        assert_eq!(flipped, 1);
+    }
+}
+
 #[test]
 fn what_is_used_again_goes_to_the_disk_and_comes_back_from_it() {
     let mut node = Node::with_disk();
@@ -62,20 +81,7 @@ fn a_block_that_the_disk_has_damaged_fails_its_load_and_is_a_miss_from_then_on()
     node.lookup(at(1), &[&engine], &[hash(1), hash(2)]);
     node.run(at(1));
     node.restart_without_memory();
-    let wanted = content(&engine, 3);
-    let folder = node.disk.as_ref().expect("a disk").path().join("store");
-    let mut flipped = 0;
-    for entry in std::fs::read_dir(folder).expect("readable").flatten() {
-        let mut bytes = std::fs::read(entry.path()).expect("readable");
-        if let Some(at) = bytes.windows(wanted.len()).position(|bytes| bytes == wanted) {
-            bytes[at + 100] ^= 16;
-            let file = std::fs::OpenOptions::new().write(true).open(entry.path()).expect("ours");
-            std::os::unix::fs::FileExt::write_all_at(&file, &bytes[at..at + 128], at as u64).expect("written");
-            file.sync_all().expect("synced");
-            flipped += 1;
-        }
-    }
-    assert_eq!(flipped, 1);
+    node.damage_on_disk(&content(&engine, 3));
     let claim = node.work();
     let devices = vec![Arc::clone(&engine)];
     node.tiers.lookup(at(0), claim, &Lookup { devices, groups: vec![vec![hash(1), hash(2)]] });
