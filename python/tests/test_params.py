@@ -38,7 +38,9 @@ def test_the_keys_are_nixl_s_and_ours():
 
 def test_an_offer_survives_json_and_foreign_keys():
     sent = {**json.loads(json.dumps(offered())), "remote_prefill_cached_tokens": 0, "unknown": [1]}
-    assert parameters.read_offer(sent, 2) == Offer("the-ticket", "digest", 40, (HeldBlocks(0, 3), HeldBlocks(2, 3)))
+    assert parameters.read_offer(sent, 2, ENGINE) == Offer(
+        "the-ticket", "digest", 40, (HeldBlocks(0, 3), HeldBlocks(2, 3))
+    )
     assert parameters.find_ticket(sent) == "the-ticket"
 
 
@@ -68,6 +70,13 @@ BROKEN = [
     {**offered(), "remote_num_tokens": -1},
     {**offered(), "remote_num_tokens": "40"},
     {**offered(), "remote_num_tokens": True},
+    without("tp_size"),
+    without("dcp_size"),
+    without("pp_size"),
+    {**offered(), "tp_size": None},
+    {**offered(), "tp_size": "1"},
+    {**offered(), "tp_size": 1.0},
+    {**offered(), "pp_size": True},
     {**offered(), "remote_block_ids": [[1, 2, 3]]},
     {**offered(), "remote_block_ids": [[1], [2], [3]]},
     {**offered(), "remote_block_ids": [1, 2]},
@@ -84,10 +93,35 @@ BROKEN = [
 @pytest.mark.parametrize("params", BROKEN)
 def test_anything_else_is_malformed_and_nothing_worse(params):
     with pytest.raises(MalformedError):
-        parameters.read_offer(params, 2)
+        parameters.read_offer(params, 2, ENGINE)
     parameters.find_ticket(params)
     parameters.wants_prefill(params)
     parameters.wants_decode(params)
+
+
+SIZES = {
+    "tp_size": "--tensor-parallel-size",
+    "dcp_size": "--decode-context-parallel-size",
+    "pp_size": "--pipeline-parallel-size",
+}
+
+
+@pytest.mark.parametrize(("size", "flag"), SIZES.items())
+def test_an_offer_of_an_engine_of_another_shape_says_both_sizes_and_what_to_do(size, flag):
+    here = EngineFacts("D0", **{**dict.fromkeys(SIZES, 1), size: 4})
+    with pytest.raises(MalformedError) as refused:
+        parameters.read_offer(offered(), 2, here)
+    text = str(refused.value)
+    assert f"{size} is 1 on the prefill engine and 4 on this one" in text
+    assert f"the same {flag}" in text
+    # The lease that it is about can still be given back.
+    assert parameters.find_ticket(offered()) == "the-ticket"
+
+
+def test_an_offer_of_an_engine_of_the_same_shape_is_read():
+    spread = EngineFacts("P0", tp_size=2, dcp_size=3, pp_size=4)
+    sent = parameters.offer(spread, GRANTED, "r", ((1,),), 10, "digest")
+    assert parameters.read_offer(sent, 1, EngineFacts("D0", 2, 3, 4)).ticket == "the-ticket"
 
 
 JUNK = [None, True, False, 0, -1, 2**70, 1.5, float("nan"), "", "x", b"x", [], [0], [[]], {}, {"a": 1}, object(), {1}]
@@ -109,7 +143,7 @@ def test_mangled_parameters_are_read_or_malformed(seed):
     params = mangle(offered(), random.Random(seed))
     ticket = parameters.find_ticket(params)
     try:
-        offer = parameters.read_offer(params, 2)
+        offer = parameters.read_offer(params, 2, ENGINE)
     except MalformedError:
         return
     assert offer.ticket == ticket

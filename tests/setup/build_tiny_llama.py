@@ -9,25 +9,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import byte_tokenizer
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 SEED = 0
 
 
 def main(folder: Path) -> None:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 0, "</s>": 1} | {symbol: index + 2 for index, symbol in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-
+    byte_tokenizer.save(folder)
     torch.manual_seed(SEED)
     config = LlamaConfig(
-        # The 258 tokens in use, rounded up to what the kernels like.
-        vocab_size=264,
+        vocab_size=byte_tokenizer.VOCABULARY_SIZE,
         hidden_size=256,
         intermediate_size=512,
         num_hidden_layers=2,
@@ -38,8 +31,8 @@ def main(folder: Path) -> None:
         # Ten times the usual spread: the most likely token then leads by far, and rounding cannot change it.
         initializer_range=0.2,
         tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
+        bos_token_id=byte_tokenizer.BEGIN,
+        eos_token_id=byte_tokenizer.END,
     )
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
 

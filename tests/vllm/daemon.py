@@ -36,13 +36,23 @@ class Transfer:
     outcome: str
     bytes: int
     micros: int
-    # Blocks of the first group: the holder's, and where they went.
-    source_blocks: list[int]
-    target_blocks: list[int]
+    # Blocks of each group that was moved: the holder's, and where they went.
+    source_groups: list[list[int]]
+    target_groups: list[list[int]]
 
     @property
     def is_delivered(self) -> bool:
         return self.outcome == "delivered"
+
+    @property
+    def source_blocks(self) -> list[int]:
+        """The holder's, one group after the other."""
+        return [block for group in self.source_groups for block in group]
+
+    @property
+    def target_blocks(self) -> list[int]:
+        """Where they went."""
+        return [block for group in self.target_groups for block in group]
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,8 @@ class Status:
                     done["outcome"],
                     done["bytes"],
                     done["micros"],
-                    [block for group in done["source_blocks"] for block in group],
-                    [block for group in done["target_blocks"] for block in group],
+                    done["source_blocks"],
+                    done["target_blocks"],
                 )
                 for done in transfers["finished"]
             ],
@@ -178,12 +188,13 @@ class Daemon:
     def status(self) -> Status:
         return Status.parse(self._ask("status"))
 
-    def checksums(self, engine: str, blocks: Sequence[int]) -> list[int]:
-        """CRC-32C of each block of an engine attached here, over all layers."""
+    def checksums(self, engine: str, blocks: Sequence[int], group: int = 0, rank: int = 0) -> list[int]:
+        """CRC-32C of each block of an engine attached here, over all layers of its group."""
         if not blocks:
             return []
         listed = ",".join(map(str, blocks))
-        answer = self._ask("checksum", "--engine", engine, "--group", "0", "--blocks", listed)
+        of = ["--engine", engine, "--rank", str(rank), "--group", str(group)]
+        answer = self._ask("checksum", *of, "--blocks", listed)
         return [answer[str(block)] for block in blocks]
 
     def wait_for(self, wanted: Callable[[Status], bool], what: str, within_s: float) -> Status:

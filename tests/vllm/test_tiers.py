@@ -2,92 +2,22 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from conftest import BINARY
-from daemon import Daemon
 from harness.completions import fresh_salt
-from harness.engine import BLOCK_TOKENS, PREFILL, ROOT, TINY_LLAMA, Engine, EngineOptions, kvferry_connector
-from harness.processes import Stage
-from pair import ANSWER_TOKENS, BLOCKS, random_prompt
+from harness.engine import BLOCK_TOKENS, PREFILL, TINY_LLAMA, Engine, EngineOptions, kvferry_connector
+from node import Node, tiered_node
+from pair import BLOCKS, random_prompt
 
 # 31 full blocks and a half.
 PROMPT_TOKENS = 1_008
 
 
-class Node:
-    """One daemon with host memory, and one engine."""
-
-    def __init__(self, stage: Stage, memory: Path, disk: Path) -> None:
-        self.stage = stage
-        self.memory = memory
-        self.disk = disk
-        self.daemon = Daemon(stage, BINARY, "N", "127.0.0.1")
-        self.start_daemon()
-        options = EngineOptions(
-            TINY_LLAMA, "E0", BLOCKS, kvferry_connector(self.daemon.socket), forked=True, thread_count=1
-        )
-        self.engine = Engine(stage, options)
-        self.wait_attached()
-
-    def wait_attached(self) -> None:
-        self.engine.wait_ready()
-        self.daemon.wait_attached(self.engine.name)
-
-    def restart_engine(self) -> None:
-        self.engine.kill()
-        self.engine.restart()
-        self.wait_attached()
-
-    def restart_daemon(self) -> None:
-        self.daemon.kill()
-        self.start_daemon()
-        self.wait_attached()
-
-    def start_daemon(self) -> None:
-        self.daemon.start(host_tier=self.arena, disk_tier=self.disk / "store")
-
-    @property
-    def arena(self) -> Path:
-        return self.memory / "arena"
-
-    def ask(self, prompt: list[int], **options: object) -> list[int]:
-        answer = self.engine.server.complete(prompt, ANSWER_TOKENS, **options)
-        assert answer.status == 200, answer.text
-        return answer.token_ids
-
-    def wait_stored(self, blocks: int) -> None:
-        self.daemon.wait_for(lambda status: status.tiers["host_blocks"] >= blocks, f"storing {blocks} blocks", 20)
-        self.daemon.wait_for(lambda status: status.tiers["stores"] == 0, "done with storing", 20)
-
-    def host_blocks(self) -> int:
-        blocks: int = self.daemon.status().tiers["host_blocks"]
-        return blocks
-
-    def loaded_bytes(self) -> int:
-        loaded: int = self.daemon.status().tiers["loaded_bytes_total"]
-        return loaded
-
-    def sums(self) -> set[int]:
-        """Of all blocks of the engine."""
-        return set(self.daemon.checksums("E0", range(1, BLOCKS)))
-
-
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    with (
-        Stage("tiers", ROOT / "target" / "logs") as stage,
-        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="kvferry-tiers-") as memory,
-        # On the file system of the build, which takes O_DIRECT.
-        tempfile.TemporaryDirectory(dir=ROOT / "target", prefix="tiers-") as disk,
-    ):
-        try:
-            yield Node(stage, Path(memory), Path(disk))
-        finally:
-            stage.save_logs()
+    with tiered_node("tiers") as node:
+        yield node
 
 
 def test_cold_warm_and_after_both_restarts(node: Node) -> None:
@@ -129,9 +59,7 @@ def test_from_the_disk_when_memory_is_lost(node: Node) -> None:
     node.restart_engine()
     assert node.ask(prompt) == cold
     node.daemon.wait_for(lambda status: status.tiers["disk"]["blocks"] >= on_disk + full, "writing", 20)
-    node.daemon.kill()
-    node.arena.unlink()
-    node.start_daemon()
+    node.lose_memory()
     node.restart_engine()
     assert node.ask(prompt) == cold
     tiers = node.daemon.status().tiers

@@ -24,10 +24,16 @@ from kvferry.client import Granted
 VERSION = 1
 # Chosen: tickets are a few hundred bytes; a longer text is not one of ours and is not worth a message to the daemon.
 TICKET_LENGTH_MAX = 4096
+# How vLLM is told each size in which two engines have to agree.
+_SIZES = {
+    "tp_size": "--tensor-parallel-size",
+    "dcp_size": "--decode-context-parallel-size",
+    "pp_size": "--pipeline-parallel-size",
+}
 
 
 class MalformedError(ValueError):
-    """The parameters are not what a KVFerry prefill engine sends; the text says which part."""
+    """The parameters are not what a KVFerry prefill engine of this engine's shape sends; the text says which part."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +112,11 @@ def find_ticket(params: object) -> str | None:
     return None
 
 
-def read_offer(params: object, group_count: int) -> Offer:
-    """Reads the parameters of a decode request.
+def read_offer(params: object, group_count: int, engine: EngineFacts) -> Offer:
+    """Reads the parameters of a request that ``engine`` is to decode.
 
     Raises:
-        MalformedError: for anything but what ``offer`` makes.
+        MalformedError: for anything but what ``offer`` makes, or from an engine whose KV cache is spread differently.
     """
     if not isinstance(params, Mapping):
         raise MalformedError("not a mapping")
@@ -126,6 +132,7 @@ def read_offer(params: object, group_count: int) -> Offer:
     digest = ours.get("digest")
     if not isinstance(digest, str):
         raise MalformedError("no digest")
+    _check_sizes(params, engine)
     token_count = params.get("remote_num_tokens")
     if type(token_count) is not int or token_count <= 0:
         raise MalformedError("remote_num_tokens is not a positive number")
@@ -133,6 +140,19 @@ def read_offer(params: object, group_count: int) -> Offer:
     if not isinstance(lists, (list, tuple)) or len(lists) != group_count:
         raise MalformedError(f"remote_block_ids is not a list of {group_count} lists")
     return Offer(ticket, digest, token_count, tuple(held_blocks(blocks) for blocks in lists))
+
+
+def _check_sizes(params: Mapping[str, Any], engine: EngineFacts) -> None:
+    # The daemon would refuse the ticket, since fingerprints differ; here the text can say what to do about it.
+    for name, flag in _SIZES.items():
+        theirs, ours = params.get(name), getattr(engine, name)
+        if type(theirs) is not int:
+            raise MalformedError(f"{name} is not a number: the router dropped or altered it")
+        if theirs != ours:
+            raise MalformedError(
+                f"{name} is {theirs} on the prefill engine and {ours} on this one, so that a rank's blocks hold other "
+                f"parts of the model: start both with the same {flag}"
+            )
 
 
 def held_blocks(blocks: object) -> HeldBlocks:

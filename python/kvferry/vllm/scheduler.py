@@ -225,7 +225,7 @@ class SchedulerSide:
     def _read_offer(self, request: Any) -> Offer | None:
         request_id = request.request_id
         try:
-            offer = parameters.read_offer(request.kv_transfer_params, len(self._groups))
+            offer = parameters.read_offer(request.kv_transfer_params, len(self._groups), self._engine)
             adapter = self._adapters.of(request)
             if adapter is None:
                 # Why was said when it was found out. What else may be held is computed, too.

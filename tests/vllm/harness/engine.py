@@ -22,7 +22,7 @@ BLOCK_TOKENS = 32
 # Two engines that start together are ready after 41 to 47 s on two quiet cores, 17 s when forked (measured); this
 # allows for a machine that compiles meanwhile.
 START_S_MAX = 300.0
-# API server, engine core, worker.
+# API server, engine core, worker; of an engine of one rank.
 PROCESS_COUNT = 3
 
 # What `prefill` adds to a request: keep the blocks for another engine.
@@ -40,8 +40,10 @@ PREFILL = {
 class Model:
     name: str
     dtype: str
-    # KV of one block, over all layers.
+    # KV of one block, over all layers of its group, all ranks together.
     block_bytes: int
+    # Of each KV cache group, in vLLM's order: how many tokens a token looks back on, itself included; None: all.
+    windows: tuple[int | None, ...] = (None,)
 
     @property
     def folder(self) -> Path:
@@ -50,6 +52,8 @@ class Model:
 
 SMOLLM2 = Model("smollm2-135m", "bfloat16", 30 * 3 * BLOCK_TOKENS * 128 * 2)
 TINY_LLAMA = Model("tiny-llama", "float32", 2 * 2 * BLOCK_TOKENS * 128 * 4)
+# Two layers in each group.
+TINY_GEMMA3 = Model("tiny-gemma3", "float32", 2 * 2 * BLOCK_TOKENS * 128 * 4, windows=(128, 128, None))
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,10 @@ class EngineOptions:
     connector: Connector | None = None
     # Starts the engine's three processes by fork: the same engine, a third of the start. `vllm serve` itself spawns.
     forked: bool = False
-    # Of each engine's compute; None leaves it to vLLM.
+    # Of each rank's compute; None leaves it to vLLM.
     thread_count: int | None = None
+    # Ranks that share each layer's KV heads.
+    tensor_parallel_size: int = 1
 
 
 class Engine:
@@ -138,6 +144,8 @@ class Engine:
         command += ["--dtype", options.model.dtype, "--block-size", str(BLOCK_TOKENS), "--enforce-eager"]
         command += ["--max-model-len", "4096", "--max-num-seqs", "8"]
         command += ["--num-gpu-blocks-override", str(options.block_count)]
+        if options.tensor_parallel_size > 1:
+            command += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
         if options.connector is not None:
             transfer = {**options.connector.config, "engine_id": options.engine_id}
             command += ["--kv-transfer-config", json.dumps(transfer)]
@@ -151,6 +159,10 @@ class Engine:
         folder = str(self._stage.folder)
         if self.options.thread_count is not None:
             kept["OMP_NUM_THREADS"] = str(self.options.thread_count)
+        if self.options.tensor_parallel_size > 1:
+            # vLLM compiles one small function of the embedding, eager or not, where there are several ranks: half a
+            # minute of C++ compilers under the first request.
+            kept["TORCHDYNAMO_DISABLE"] = "1"
         connector = self.options.connector
         return {
             **kept,
