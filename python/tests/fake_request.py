@@ -34,6 +34,9 @@ class Clock:
     def __call__(self):
         return self.now
 
+    def sleep(self, seconds):
+        self.now += seconds
+
 
 def request(request_id="r", tokens=100, params=None, status=Status.WAITING, computed=0):
     prompt = list(range(tokens)) if isinstance(tokens, int) else list(tokens)

@@ -30,8 +30,9 @@ class Engine:
         settings = Settings(reply_timeout_ms=1000)
         facts = EngineFacts(name, ranks, 1, 1)
         self.side = SchedulerSide(settings, node.scheduler_client(self), groups, facts, clock, HASH_TOKENS, True)
-        self.workers = [WorkerSide(settings, node.worker_client(self, rank), clock) for rank in range(ranks)]
         self.world = node.world
+        clients = [node.worker_client(self, rank) for rank in range(ranks)]
+        self.workers = [WorkerSide(settings, client, clock, self.world.sleep) for client in clients]
         self.pool = Pool(pool, rng)
         # What each rank's memory holds, by block: (tokens, group, position, weights).
         self.memory = [{} for _ in range(ranks)]

@@ -218,6 +218,11 @@ class World:
         for _ in range(self.rng.randint(0, 2)):
             self.work()
 
+    def sleep(self, seconds):
+        """An engine does nothing for so long."""
+        self.clock.now += seconds
+        self.nudge()
+
     def turn(self, seconds):
         self.clock.now += seconds
         for lease in self.leases.values():

@@ -13,6 +13,7 @@ def test_what_is_written_counts():
     parsed = settings.parse({"socket": "/tmp/s", "lease_ms": 5000, "reply_timeout_ms": 50, "transfer_deadline_ms": 900})
     assert parsed == settings.Settings("/tmp/s", 5000, 50, 900)
     assert not settings.parse({"tier": False}).tier
+    assert settings.parse({"store_wait_ms": 0}).store_wait_ms == 0
     assert settings.parse({"namespace": "team a"}).namespace == "team a"
 
 
@@ -34,6 +35,8 @@ def test_unknown_keys_are_refused_and_the_known_ones_named():
         {"lease_ms": 1e4},
         {"reply_timeout_ms": 0},
         {"transfer_deadline_ms": 10**9},
+        {"store_wait_ms": -1},
+        {"store_wait_ms": 5001},
         {"tier": "yes"},
         {"tier": 1},
         {"namespace": 7},

@@ -16,10 +16,28 @@ def order(request_id="r", blocks=(5, 6)):
 
 
 class Rig:
-    def __init__(self):
+    def __init__(self, **settings):
         self.clock, self.client = Clock(), FakeClient()
-        self.side = WorkerSide(Settings(), self.client, self.clock)
+        self.side = WorkerSide(Settings(**settings), self.client, self.clock, self.sleep)
         self.number = 0
+        # What the daemon does meanwhile: seconds from now on, and a call.
+        self.meanwhile = []
+
+    def sleep(self, seconds):
+        self.clock.sleep(seconds)
+        due = [what for at, what in self.meanwhile if at <= self.clock.now]
+        self.meanwhile = [(at, what) for at, what in self.meanwhile if at > self.clock.now]
+        for what in due:
+            what()
+
+    def later(self, seconds, what):
+        self.meanwhile.append((self.clock.now + seconds, what))
+
+    def waited(self, **orders):
+        """How long a step waits before it begins, in milliseconds."""
+        began = self.clock.now
+        self.begin(**orders)
+        return round((self.clock.now - began) * 1000)
 
     def begin(self, **orders):
         self.number += 1
@@ -86,6 +104,65 @@ def test_what_is_copied_behind_the_step_that_writes_is_not():
     rig.client.copied(100)
     rig.end()
     assert rig.client.committed == []
+
+
+def test_a_step_waits_for_copies_of_what_it_would_write_over():
+    rig = Rig()
+    rig.step(stores=[order("a", (5, 6)), order("b", (7,)), order("c", (8,))])
+    rig.later(0.010, lambda: rig.client.copied(100))
+    rig.later(0.020, lambda: rig.client.copied(101, "full"))
+    assert rig.waited(written=(6, 7)) == 20
+    assert rig.client.committed == [100]
+    assert rig.client.aborted == []
+
+
+def test_a_copy_that_takes_longer_is_given_up_and_none_is_waited_for_for_a_while():
+    rig = Rig()
+    rig.step(stores=[order("a", (5,)), order("b", (6,)), order("c", (7,)), order("d", (8,))])
+    assert rig.waited(written=(5,)) == 50
+    assert rig.client.aborted == [100]
+    assert rig.waited(written=(6,)) == 0
+    rig.clock.now += 9.9
+    rig.side.obey(rig.orders)
+    rig.step(stores=[order("e", (9,))])
+    assert rig.waited(written=(9,)) == 0
+    rig.clock.now += 0.1
+    rig.side.obey(rig.orders)
+    rig.step(stores=[order("f", (10,))])
+    assert rig.waited(written=(10,)) == 50
+
+
+def test_nobody_waits_for_what_is_lost_anyway():
+    for orders in ({"cleared": True}, {"loses_all": True}, {"written": (6,)}, {"written": ()}):
+        rig = Rig()
+        rig.step(stores=[order("a", (5,))])
+        assert rig.waited(**{"written": (5,), **orders}) == 0, orders
+
+
+def test_nobody_waits_without_a_daemon_or_where_that_was_set():
+    rig = Rig()
+    rig.step(stores=[order("a", (5,))])
+    rig.client.connected = False
+    assert rig.waited(written=(5,)) == 0
+    rig = Rig(store_wait_ms=0)
+    rig.step(stores=[order("a", (5,))])
+    assert rig.waited(written=(5,)) == 0
+    assert rig.client.aborted == [100]
+
+
+def test_a_step_waits_once():
+    rig = Rig()
+    rig.step(stores=[order("a", (5,))])
+    assert rig.waited(written=(5,), stores=[order("b", (5,))]) == 50
+    rig.end()
+    # vLLM may say it again.
+    began = rig.clock.now
+    rig.clock.now = began + 20
+    rig.side.begin_step(rig.orders)
+    assert rig.clock.now == began + 20
+    rig.client.copied(101)
+    rig.step()
+    assert rig.client.committed == [101]
 
 
 def test_a_step_that_writes_and_stores_the_same_block_stores_the_new_content():

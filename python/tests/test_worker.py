@@ -16,7 +16,7 @@ class Rig:
     def __init__(self):
         self.clock = Clock()
         self.client = FakeClient()
-        self.side = WorkerSide(Settings(), self.client, self.clock)
+        self.side = WorkerSide(Settings(), self.client, self.clock, self.clock.sleep)
         self.step = 0
 
     def obey(self, **orders):

@@ -18,6 +18,9 @@ from pair import ANSWER_TOKENS, BLOCKS, REPLY_TIMEOUT_MS
 # Longer than any test waits: however busy the machine is, no lease ends before it is redeemed or given back.
 LEASE_MS = 60_000
 
+# However busy the machine is, no step writes over what is being copied.
+STORE_WAIT_MS = 5_000
+
 # What an engine holds of a prompt: a checksum for each block, by rank and group; None where the window has passed.
 Sums = dict[tuple[int, int], list[int | None]]
 
@@ -54,7 +57,7 @@ class Node:
         self.rank_count = tensor_parallel_size
         self.daemon = daemon or Daemon(stage, BINARY, "N", "127.0.0.1")
         self.start_daemon()
-        settings = {"lease_ms": LEASE_MS, "reply_timeout_ms": REPLY_TIMEOUT_MS}
+        settings = {"lease_ms": LEASE_MS, "reply_timeout_ms": REPLY_TIMEOUT_MS, "store_wait_ms": STORE_WAIT_MS}
         self.engine = Engine(
             stage,
             EngineOptions(

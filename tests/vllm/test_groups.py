@@ -9,14 +9,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from harness.completions import fresh_salt
-from harness.engine import BLOCK_TOKENS, TINY_GEMMA3
+from harness.engine import BLOCK_TOKENS, STEP_TOKENS, TINY_GEMMA3
 from node import Node, Sums, holder, tiered_node
 from pair import ANSWER_TOKENS, random_prompt
 from windows import before, behind, count, needed
 
-# What a window has passed vLLM gives away in the next step that needs a block, stored or not. So all prompts here end
-# in the middle of a block, which the answers do not fill before the prompt is stored; and whoever asks next waits.
-#
 # 31 full blocks and a half: the windows have passed most of them.
 PROMPT_TOKENS = 1_008
 FULL = PROMPT_TOKENS // BLOCK_TOKENS
@@ -114,6 +111,19 @@ def test_cold_warm_and_after_both_restarts(node: Node) -> None:
     distinct_where_needed(warm_sums, full * BLOCK_TOKENS)
     assert {found for sums in warm_sums.values() for found in sums if found is not None} <= computed
     assert warm == node.ask(short, **fresh_salt())
+
+
+def test_a_prompt_of_several_steps_is_kept_though_each_gives_away_what_the_windows_have_passed(node: Node) -> None:
+    prompt = random_prompt(23, 3_000)
+    assert len(prompt) > STEP_TOKENS
+    full = len(prompt) // BLOCK_TOKENS
+    stored = node.host_blocks()
+    cold = node.ask(prompt)
+    node.wait_stored(stored + GROUPS * full)
+    node.restart_engine()
+    loaded = node.loaded_bytes()
+    assert node.ask(prompt) == cold
+    assert node.loaded_bytes() - loaded == count(needed(TINY_GEMMA3, full * BLOCK_TOKENS)) * TINY_GEMMA3.block_bytes
 
 
 def test_from_the_disk_when_memory_is_lost(node: Node) -> None:

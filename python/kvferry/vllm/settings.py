@@ -22,6 +22,10 @@ class Settings:
     reply_timeout_ms: int = 200
     # How long one load may take before it is called off and computed here, in milliseconds. 100 to 600,000.
     transfer_deadline_ms: int = 20_000
+    # How long a step may wait for copies of blocks into the tiers that it would write over, in milliseconds: vLLM gives
+    # away what a sliding window has passed before the step behind the one that computed it. Once in vain is enough for
+    # ten seconds. 0 to 5,000.
+    store_wait_ms: int = 50
     # Whether blocks are kept in the daemon's tiers and loaded from them. Nothing happens where the daemon has none.
     tier: bool = True
     # Whose quota in the tiers the blocks of this engine's requests count against; a request's cache_salt, where it has
@@ -33,6 +37,7 @@ _BOUNDS = {
     "lease_ms": (1_000, 600_000),
     "reply_timeout_ms": (1, 5_000),
     "transfer_deadline_ms": (100, 600_000),
+    "store_wait_ms": (0, 5_000),
 }
 
 

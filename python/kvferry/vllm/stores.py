@@ -5,7 +5,7 @@
     metadata.stores  -> wait_for_save      -> client.store -> Copied -> client.commit      lookups find them
     metadata.written -> handle_preemptions -> doomed       -> Copied -> nothing            nobody ever finds them
 
-Why a committed block holds what its hash says, though no engine waits for a copy and vLLM gives blocks away freely:
+Why a committed block holds what its hash says, though nobody has to wait for a copy and vLLM gives blocks away freely:
 
 * All writes to this rank's KV memory are made, or asked for, by this process, step by step, on one thread: the forward
   pass, the zeroing and copying before it, and the daemon on a ``redeem`` or ``load`` that ``start_load_kv`` asks for.
@@ -18,6 +18,10 @@ Why a committed block holds what its hash says, though no engine waits for a cop
   in one ``schedule()``, and the metadata of that very step names the block in ``written``: new blocks of running
   requests, those of new and resumed ones behind their local hits, copies' targets, blocks to be loaded into. A block
   that is freed and not given away keeps its content, and its store.
+* A step that would write to a block which is being copied waits for the copy a moment, before anything of it runs
+  (``is_copying``; worker.py). Nothing depends on that: it keeps stores from being lost. Without it a prompt of several
+  steps would hardly ever be kept where layers have sliding windows, since vLLM frees what a window has passed, and gives
+  it away first of all, in the ``schedule()`` behind the step that computed it.
 * So before the first write to a block, ``before_step`` of that step has run in this process and doomed its store; and a
   store that was committed earlier was so on a ``Copied`` that was polled before the write, when the daemon's last read
   was over. With steps in flight (asynchronous scheduling, pipelines) nothing changes: each worker does one step after
@@ -92,6 +96,12 @@ class Stores:
         for block_id in orders.written:
             if block_id in self._by_block:
                 self._lose(list(self._by_block[block_id]))
+
+    def is_copying(self, orders: KVFerryMetadata) -> bool:
+        """Whether a store would be kept if this step's writes came a little later."""
+        if orders.step == self._guarded or orders.cleared or orders.loses_all:
+            return False
+        return any(block_id in self._by_block for block_id in orders.written)
 
     def take_orders(self, orders: KVFerryMetadata) -> None:
         """This step's stores, to be submitted behind the forward pass, and requests that may go."""

@@ -33,6 +33,10 @@ from kvferry.vllm.stores import Stores
 DEADLINE_MARGIN_SECONDS = 1.0
 # Twice the second that a daemon has for letting go of an engine whose connection closed (the design's promise).
 GONE_SECONDS = 2.0
+# Chosen: between two looks at whether a copy is over. Short beside a step, long beside what a look costs.
+LOOK_SECONDS = 0.0002
+# Chosen: how long nobody waits for copies after a wait in vain, so that a daemon that hangs costs next to nothing.
+IMPATIENT_SECONDS = 10.0
 
 
 @dataclass
@@ -61,10 +65,19 @@ class Report:
 class WorkerSide:
     """All state is about requests whose loads vLLM waits for."""
 
-    def __init__(self, settings: Settings, client: WorkerClient, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: WorkerClient,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._settings = settings
         self._client = client
         self._clock = clock
+        self._sleep = sleep
+        # Until then no step waits for copies.
+        self._impatient_until = 0.0
         self._complaints = Complaints(clock)
         # The last step obeyed.
         self._step: int | None = None
@@ -80,7 +93,19 @@ class WorkerSide:
         if isinstance(orders, KVFerryMetadata):
             # What was copied in time is committed, before this step's writes can doom it.
             self._hear()
+            self._wait_for_copies(orders)
             self._stores.before_step(orders)
+
+    def _wait_for_copies(self, orders: KVFerryMetadata) -> None:
+        began = self._clock()
+        if began < self._impatient_until:
+            return
+        while self._stores.is_copying(orders) and self._client.is_connected():
+            if self._clock() - began >= self._settings.store_wait_ms / 1000:
+                self._impatient_until = self._clock() + IMPATIENT_SECONDS
+                return
+            self._sleep(LOOK_SECONDS)
+            self._hear()
 
     def end_step(self) -> None:
         """The step's forward pass is over."""

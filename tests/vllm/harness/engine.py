@@ -22,6 +22,8 @@ BLOCK_TOKENS = 32
 # Two engines that start together are ready after 41 to 47 s on two quiet cores, 17 s when forked (measured); this
 # allows for a machine that compiles meanwhile.
 START_S_MAX = 300.0
+# Of prompts in one step; a longer one takes several. What `vllm serve` has on CPUs anyway.
+STEP_TOKENS = 2048
 # API server, engine core, worker; of an engine of one rank.
 PROCESS_COUNT = 3
 
@@ -142,7 +144,7 @@ class Engine:
         command: list[str | Path] = [*serve, options.model.folder]
         command += ["--host", self.server.host, "--port", str(self.server.port), "--served-model-name", "m"]
         command += ["--dtype", options.model.dtype, "--block-size", str(BLOCK_TOKENS), "--enforce-eager"]
-        command += ["--max-model-len", "4096", "--max-num-seqs", "8"]
+        command += ["--max-model-len", "4096", "--max-num-seqs", "8", "--max-num-batched-tokens", str(STEP_TOKENS)]
         command += ["--num-gpu-blocks-override", str(options.block_count)]
         if options.tensor_parallel_size > 1:
             command += ["--tensor-parallel-size", str(options.tensor_parallel_size)]

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A block is found only once its engine has said, after the copy, that nothing wrote to it meanwhile ([`Tiers::commit`]):
-//! no engine waits for a daemon before it uses its memory again, and what was overwritten in the middle of a copy is never
-//! found. A block reaches an engine only with the checksum it was stored with, else the load fails.
+//! no engine has to wait for a daemon before it uses its memory again, and what was overwritten in the middle of a copy is
+//! never found. A block reaches an engine only with the checksum it was stored with, else the load fails.
 //!
 //! Every call is short, since a look-up waits for whatever the thread is at: what takes longer than a few hundred
 //! microseconds is a [`Chore`] for another thread, or done in pieces by [`Tiers::tidy`].
