@@ -112,8 +112,8 @@ class Tiers(Peer):
             raise PeerError("disk: not built")
         else:
             sizes = sorted({cell.block_bytes for cell in turn.setting.cells})
-            # Each goes first as often: what comes first after the writes pays for them. Many short ones, since a disk that
-            # others share has good seconds and bad ones.
+            # Each goes first as often: what comes first after the writes pays for them. Many short ones, since a disk
+            # that others share has good seconds and bad ones.
             words = ["--rounds=6", *(f"{size >> 10}k" for size in sizes)]
             for peer, cell, figures in moved(ask(turn, "disk", *words)):
                 way: dict[str, Any] = {} if peer == OURS else {"beside": OURS}

@@ -20,8 +20,8 @@ Why a committed block holds what its hash says, though nobody has to wait for a 
   that is freed and not given away keeps its content, and its store.
 * A step that would write to a block which is being copied waits for the copy a moment, before anything of it runs
   (``is_copying``; worker.py). Nothing depends on that: it keeps stores from being lost. Without it a prompt of several
-  steps would hardly ever be kept where layers have sliding windows, since vLLM frees what a window has passed, and gives
-  it away first of all, in the ``schedule()`` behind the step that computed it.
+  steps would hardly ever be kept where layers have sliding windows, since vLLM frees what a window has passed, and
+  gives it away first of all, in the ``schedule()`` behind the step that computed it.
 * So before the first write to a block, ``before_step`` of that step has run in this process and doomed its store; and a
   store that was committed earlier was so on a ``Copied`` that was polled before the write, when the daemon's last read
   was over. With steps in flight (asynchronous scheduling, pipelines) nothing changes: each worker does one step after
