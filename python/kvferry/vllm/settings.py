@@ -22,9 +22,9 @@ class Settings:
     reply_timeout_ms: int = 200
     # How long one load may take before it is called off and computed here, in milliseconds. 100 to 600,000.
     transfer_deadline_ms: int = 20_000
-    # How long a step may wait for copies of blocks into the tiers that it would write over, in milliseconds: vLLM gives
-    # away what a sliding window has passed before the step behind the one that computed it. Once in vain is enough for
-    # ten seconds. 0 to 5,000.
+    # How long a step may wait for copies into the tiers of blocks that it would write over, in milliseconds: what a
+    # sliding window has passed, vLLM gives away in the very next step. After a wait in vain no step waits for ten
+    # seconds. 0 to 5,000.
     store_wait_ms: int = 50
     # Whether blocks are kept in the daemon's tiers and loaded from them. Nothing happens where the daemon has none.
     tier: bool = True

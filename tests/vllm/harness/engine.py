@@ -22,7 +22,7 @@ BLOCK_TOKENS = 32
 # Two engines that start together are ready after 41 to 47 s on two quiet cores, 17 s when forked (measured); this
 # allows for a machine that compiles meanwhile.
 START_S_MAX = 300.0
-# Of prompts in one step; a longer one takes several. What `vllm serve` has on CPUs anyway.
+# Of prompts in one step; a longer one takes several. What `vllm serve` has for one rank on CPUs anyway.
 STEP_TOKENS = 2048
 # API server, engine core, worker; of an engine of one rank.
 PROCESS_COUNT = 3
@@ -162,8 +162,8 @@ class Engine:
         if self.options.thread_count is not None:
             kept["OMP_NUM_THREADS"] = str(self.options.thread_count)
         if self.options.tensor_parallel_size > 1:
-            # vLLM compiles one small function of the embedding, eager or not, where there are several ranks: half a
-            # minute of C++ compilers under the first request.
+            # With several ranks C++ compilers were seen at work behind the start, eager or not, on cores that the first
+            # request wants.
             kept["TORCHDYNAMO_DISABLE"] = "1"
         connector = self.options.connector
         return {
